@@ -1,0 +1,137 @@
+"""What every operator of ours adds to deepinv's ``Physics``.
+
+Notation: ``y = A(x) + noise``; ``A`` the forward operator, ``A_adjoint`` its adjoint, ``A_dagger`` the
+Moore-Penrose pseudo-inverse, ``prox_l2(z, y, gamma)`` the minimiser of ``gamma/2 |A x - y|^2 + 1/2 |x - z|^2``.
+
+* ``noise=`` is a level (float) or a :class:`~invdiff.operators.Noise`; it becomes ``noise_model``.
+* ``measure(x, seed)`` draws a noisy measurement, the same for an image alone or in a batch.
+* Operators can be pickled: they are rebuilt from their constructor's arguments.
+* Linear systems are solved by conjugate gradients in which every image stops on its own, so that
+  the others in a batch do not change its result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from deepinv import physics as dinv
+from torch import Tensor
+
+from invdiff.operators.noise import Noise, as_noise
+
+
+def _rebuild(cls: type, args: tuple, kwargs: dict, buffers: dict[str, Tensor]) -> Any:
+    operator = cls(*args, **kwargs)
+    for name, value in buffers.items():
+        setattr(operator, name, value)
+    return operator
+
+
+class Nonlinear(dinv.Physics):
+    """Base of the operators without an adjoint; ``A_vjp`` comes from automatic differentiation."""
+
+    per_image: tuple[str, ...] = ()  # buffers that may hold one entry an image of the batch, on their first axis
+    img_size: tuple[int, ...] | None = None  # (C, H, W) where the operator fixes it
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        self = super().__new__(cls)
+        self.__dict__["_constructor"] = (args, kwargs)
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        args, kwargs = self.__dict__["_constructor"]
+        buffers = {k: v for k, v in self.named_buffers(recurse=False) if k not in self._non_persistent_buffers_set}
+        return _rebuild, (type(self), args, {**kwargs, **self._current_noise(kwargs)}, buffers)
+
+    def _current_noise(self, kwargs: dict[str, Any]) -> dict[str, Noise]:
+        return {"noise": as_noise(self.noise_model)} if isinstance(self.noise_model, Noise) else {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        function, arguments = self.__reduce__()[:2]
+        return function(*arguments)
+
+    def measure(self, x: Tensor, seed: int = 0) -> Tensor:
+        """Noisy measurement of ``x``; image ``i`` draws from a generator seeded by ``(seed, i)``."""
+        z, noise = self.A(x), as_noise(self.noise_model)
+        generators = [torch.Generator().manual_seed((seed << 20) + i) for i in range(len(z))]
+        if isinstance(noise.sigma, Tensor) and noise.sigma.numel() > 1:
+            noises = [type(noise)(s) for s in noise.sigma]
+        else:
+            noises = [noise] * len(z)
+        return torch.cat([n.sample(z[i : i + 1], g) for i, (n, g) in enumerate(zip(noises, generators))])
+
+
+class Linear(Nonlinear, dinv.LinearPhysics):
+    """Base of the linear operators: a subclass gives ``A`` and ``A_adjoint``; closed forms replace the rest."""
+
+    def __init__(self, noise: float | Tensor | dinv.NoiseModel | None = None, **kwargs: Any) -> None:
+        super().__init__(noise_model=as_noise(noise), **kwargs)
+
+    def prox_l2(self, z: Tensor | float | None, y: Tensor, gamma: float | Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """``argmin_x gamma/2 |A x - y|^2 + 1/2 |x - z|^2``, by conjugate gradients on ``gamma A^T A + 1``."""
+        back = self.A_adjoint(y)
+        start = torch.zeros_like(back) + (0.0 if z is None else z)
+        g = torch.as_tensor(gamma, dtype=back.dtype, device=back.device)
+        g = g.view(-1, *[1] * (back.ndim - 1)) if g.ndim else g
+        return conjugate_gradient(lambda v: g * self.A_adjoint_A(v) + v, g * back + start, start)
+
+    def A_dagger(self, y: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Least-squares solution of smallest norm, by conjugate gradients on the normal equations from zero."""
+        back = self.A_adjoint(y)
+        return conjugate_gradient(self.A_adjoint_A, back, torch.zeros_like(back), steps=300)
+
+
+class Spectral(Linear, dinv.DecomposablePhysics):
+    """Base of the operators with a singular value decomposition ``A = U diag(mask) V^T``.
+
+    A subclass gives ``U, U_adjoint, V, V_adjoint`` and ``mask`` (the singular values). The decomposition may be
+    thin or redundant: what holds is ``A = U mask V_adjoint`` and that, for any function ``f`` of the singular values
+    with ``f(0) = 0``, ``V(f(mask) V_adjoint(x))`` is ``f`` of ``(A^T A)^(1/2)`` applied to ``x``.
+    """
+
+    def A(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return self.U(self.mask * self.V_adjoint(x))
+
+    def A_adjoint(self, y: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return self.V(self.mask * self.U_adjoint(y))
+
+    def prox_l2(self, z: Tensor | float | None, y: Tensor, gamma: float | Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """``argmin_x gamma/2 |A x - y|^2 + 1/2 |x - z|^2 = z + A^T (A A^T + 1/gamma)^{-1} (y - A z)``, in closed form."""
+        start = 0.0 * self.A_adjoint(y) + (0.0 if z is None else z)
+        g = torch.as_tensor(gamma, dtype=start.dtype, device=start.device)
+        g = g.view(-1, *[1] * (start.ndim - 1)) if g.ndim else g
+        c = self.U_adjoint(y - self.A(start))
+        g = g.reshape(g.shape + (1,) * (c.ndim - g.ndim)) if g.ndim else g
+        return start + self.V(g * self.mask / (g * self.mask**2 + 1) * c)
+
+    def A_dagger(self, y: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Pseudo-inverse; singular values under ``1e-4`` of the largest count as zero."""
+        inverse = torch.where(self.mask > 1e-4 * self.mask.max(), 1 / self.mask, 0.0)
+        return self.V(inverse * self.U_adjoint(y))
+
+
+def conjugate_gradient(
+    matvec: Callable[[Tensor], Tensor], b: Tensor, x: Tensor, *, steps: int = 100, tolerance: float = 1e-6
+) -> Tensor:
+    """Solve ``matvec(x) = b`` for a symmetric positive definite ``matvec``, image by image (first axis).
+
+    An image whose residual has fallen under ``tolerance |b|`` is left as it is while the others go on.
+    """
+    dims = tuple(range(1, b.ndim))
+    r = b - matvec(x)
+    p, rr = r, r.square().sum(dims, keepdim=True)
+    goal = tolerance**2 * b.square().sum(dims, keepdim=True)
+    for _ in range(steps):
+        live = rr > goal
+        if not bool(live.any()):
+            break
+        q = matvec(p)
+        curvature = (p * q).sum(dims, keepdim=True)
+        step = torch.where(live & (curvature > 0), rr / curvature.clamp(min=torch.finfo(b.dtype).tiny), 0.0)
+        x, r = x + step * p, r - step * q
+        new = r.square().sum(dims, keepdim=True)
+        p = torch.where(live, r + new / rr.clamp(min=torch.finfo(b.dtype).tiny) * p, p)
+        rr = torch.where(live, new, rr)
+    return x

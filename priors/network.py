@@ -1,0 +1,156 @@
+"""The denoising network: a small, fully convolutional U-Net with EDM preconditioning.
+
+Notation: ``x = x0 + sigma n`` is the noisy image, ``mu`` and ``s`` the mean and spread of the training
+pixels, ``F`` the raw U-Net. The denoiser is (Karras et al. 2022, eq. 7)
+
+    D(x, sigma) = mu + c_skip (x - mu) + c_out F(c_in (x - mu), log sigma)
+
+    c_skip = s^2 / (sigma^2 + s^2),  c_out = sigma s / sqrt(sigma^2 + s^2),  c_in = 1 / sqrt(sigma^2 + s^2)
+
+The network has no normalisation layer: a pixel's output depends only on a neighbourhood of the input,
+so an image means the same alone, in a batch, or as part of a larger image.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from deepinv.models import Denoiser
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Shape of a :class:`DenoisingUNet`; stored in the weights file, so that a file describes itself.
+
+    ``widths`` are the channels of each level, ``blocks`` the residual blocks of a level on each side.
+    Each level halves the resolution; the first works at ``1 / patch`` of the image's resolution.
+    """
+
+    channels: int = 3
+    widths: tuple[int, ...] = (96, 160, 224)
+    blocks: int = 2
+    patch: int = 2
+    mean: float = 0.5
+    std: float = 0.25
+    sigma_min: float = 0.002
+    sigma_max: float = 20.0
+
+
+class _Residual(nn.Module):
+    """``x + conv(silu(scale * conv(silu(x)) + shift))`` with scale and shift set by the noise level."""
+
+    def __init__(self, width: int, embedding: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.film = nn.Linear(embedding, 2 * width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        nn.init.zeros_(self.conv2.weight)  # every block starts as the identity: no warm-up needed
+        nn.init.zeros_(self.conv2.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        scale, shift = self.film(emb)[:, :, None, None].chunk(2, dim=1)
+        h = self.conv1(F.silu(x))
+        return x + self.conv2(F.silu(h * (1 + scale) + shift))
+
+
+class DenoisingUNet(Denoiser):
+    r"""Denoiser :math:`D(x,\sigma) \approx E[x_0 \mid x_0 + \sigma n = x]` (module docstring for the formula).
+
+    Call it as ``net(x, sigma)`` with ``x`` of shape (B, C, H, W), any H and W, images nominally in [0, 1],
+    and ``sigma`` a float or a tensor of shape (B,), in the same unit as the image. A network of three
+    channels also takes one-channel images: it was trained on gray images too, with R = G = B.
+
+    Source: preconditioning of Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based
+    Generative Models", Table 1.
+    """
+
+    def __init__(self, config: NetworkConfig | None = None, **kwargs: Any) -> None:
+        super().__init__()
+        self.config = config = config or NetworkConfig(**kwargs)
+        self.mean, self.std = config.mean, config.std
+        self.sigma_min, self.sigma_max = config.sigma_min, config.sigma_max
+        widths, emb = config.widths, 128
+        pixels = config.channels * config.patch**2
+        self.register_buffer("frequencies", math.pi * 2.0 ** torch.arange(-3, 3), persistent=False)
+        self.embed = nn.Sequential(nn.Linear(12, emb), nn.SiLU(), nn.Linear(emb, emb), nn.SiLU())
+        self.stem = nn.Conv2d(pixels, widths[0], 3, padding=1)
+
+        def level(w: int) -> nn.ModuleList:
+            return nn.ModuleList(_Residual(w, emb) for _ in range(config.blocks))
+
+        pairs = list(zip(widths, widths[1:]))
+        self.encoder = nn.ModuleList(level(w) for w in widths)
+        self.down = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in pairs)
+        self.up = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, stride=2) for a, b in pairs)
+        self.decoder = nn.ModuleList(level(w) for w in widths[:-1])
+        self.head = nn.Conv2d(widths[0], pixels, 3, padding=1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
+
+    def raw(self, x: Tensor, log_sigma: Tensor) -> Tensor:
+        """The U-Net ``F``; ``x`` has unit spread and sides divisible by :attr:`multiple`."""
+        phase = log_sigma[:, None] / 4 * self.frequencies
+        emb = self.embed(torch.cat([phase.sin(), phase.cos()], dim=1))
+        h = self.stem(F.pixel_unshuffle(x, self.config.patch))
+        skips = []
+        for i, blocks in enumerate(self.encoder):
+            if i:
+                skips.append(h)
+                h = self.down[i - 1](h)
+            for block in blocks:  # type: ignore[union-attr]
+                h = block(h, emb)
+        for i in reversed(range(len(skips))):
+            h = self.up[i](h) + skips[i]
+            for block in self.decoder[i]:  # type: ignore[union-attr]
+                h = block(h, emb)
+        return F.pixel_shuffle(self.head(h), self.config.patch)
+
+    @property
+    def multiple(self) -> int:
+        """Sides are padded (by reflection, inside) to a multiple of this."""
+        return self.config.patch * 2 ** (len(self.config.widths) - 1)
+
+    def forward(self, x: Tensor, sigma: float | Tensor, **kwargs: Any) -> Tensor:
+        channels = self.config.channels
+        if x.ndim != 4 or x.shape[1] not in {channels, 1 if channels == 3 else channels}:
+            raise ValueError(
+                f"this prior takes images of shape (B, {channels}, H, W), got {tuple(x.shape)}; "
+                "add the batch axis or convert the channels first"
+            )
+        gray = x.shape[1] != channels
+        image = x.expand(-1, channels, -1, -1) if gray else x
+        s = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).reshape(-1).expand(x.shape[0])
+        s4 = s.view(-1, 1, 1, 1)
+        c_in = (s4**2 + self.std**2).rsqrt()
+        # Past the trained range the noise level is clamped in the embedding only: c_skip keeps the right limits.
+        log_sigma = s.clamp(self.sigma_min, self.sigma_max).log()
+        h, w = x.shape[-2:]
+        pad = (0, -w % self.multiple, 0, -h % self.multiple)
+        z = _pad((image - self.mean) * c_in, pad)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=x.dtype == torch.float32 and _has_bf16(x.device)):
+            f = self.raw(z.contiguous(memory_format=torch.channels_last), log_sigma)
+        f = f[..., :h, :w].to(x.dtype)
+        out = self.mean + (self.std * c_in) ** 2 * (image - self.mean) + s4 * self.std * c_in * f
+        return out.mean(1, keepdim=True) if gray else out
+
+
+def _pad(x: Tensor, pad: tuple[int, int, int, int]) -> Tensor:
+    """Reflection at the right and bottom; replication where an image is too small to reflect."""
+    if not any(pad):
+        return x
+    reflect = pad[1] < x.shape[-1] and pad[3] < x.shape[-2]
+    return F.pad(x, pad, mode="reflect" if reflect else "replicate")
+
+
+def _has_bf16(device: torch.device) -> bool:
+    """bf16 arithmetic pays off on GPUs that have it and on CPUs with AVX512-BF16 or AMX instructions."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported() and "AVX512" in torch.backends.cpu.get_cpu_capability()
+    return False

@@ -1,0 +1,314 @@
+"""Training a denoising prior: ``invdiff train --recipe natural --data DIR``.
+
+The loss is the mean squared error of the preconditioned network, weighted to unit size at every noise
+level (Karras et al. 2022, eq. 8): ``E ||D(x0 + sigma n, sigma) - x0||^2 / c_out(sigma)^2``.
+
+A run keeps everything in its output folder: ``checkpoint.safetensors`` (weights, average, optimiser and
+step, replaced atomically), ``log.csv``, ``sheet.png`` and, at the end, ``NAME.safetensors`` with its card
+``NAME.md``. Started again, it goes on from the checkpoint; crops and noise are drawn from (seed, step), so a
+resumed run sees the same data as an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+from torch.nn import functional as F
+
+from invdiff.priors.network import DenoisingUNet, NetworkConfig
+
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that fixes a training run; ``priors/recipes/*.yaml`` holds one file each."""
+
+    name: str
+    channels: int = 3
+    widths: tuple[int, ...] = (96, 160, 224)
+    blocks: int = 2
+    patch: int = 2
+    mean: float = 0.5
+    std: float = 0.25
+    sigma_min: float = 0.002
+    sigma_max: float = 20.0
+    crop: int = 64
+    batch: int = 16
+    steps: int = 30000
+    learning_rate: float = 8e-4
+    ema: float = 0.999
+    log_sigma_mean: float = -2.2
+    log_sigma_std: float = 1.4
+    wide_share: float = 0.05
+    gray_share: float = 0.0
+    scales: tuple[float, ...] = (1.0,)
+    holdout: int = 16
+    seed: int = 0
+
+    @classmethod
+    def load(cls, name: str | Path) -> Recipe:
+        """Read a recipe that ships (by name) or a YAML file of your own (by path)."""
+        shipped = resources.files("invdiff.priors") / "recipes" / f"{name}.yaml"
+        path = Path(name)
+        if shipped.is_file():
+            text = shipped.read_text()
+        elif path.is_file():
+            text = path.read_text()
+        else:
+            folder = resources.files("invdiff.priors") / "recipes"
+            names = sorted(p.name.removesuffix(".yaml") for p in folder.iterdir())
+            raise ValueError(f"unknown recipe {str(name)!r}; recipes that ship: {', '.join(names)}, or give a YAML file")
+        values: dict[str, Any] = yaml.safe_load(text)
+        unknown = set(values) - {f.name for f in fields(cls)}
+        if unknown:
+            raise ValueError(f"recipe {name}: unknown keys {sorted(unknown)}; allowed: {[f.name for f in fields(cls)]}")
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+    def network(self) -> NetworkConfig:
+        """The part of the recipe that shapes the network."""
+        return NetworkConfig(**{f.name: getattr(self, f.name) for f in fields(NetworkConfig)})
+
+
+def load_images(folder: str | Path, channels: int, smallest: int) -> list[Tensor]:
+    """Read every image below ``folder`` as uint8 (C, H, W), in the order of the paths."""
+    from PIL import Image
+
+    root = Path(folder)
+    if not root.is_dir():
+        raise ValueError(f"training data: {root} is not a folder")
+    images = []
+    for path in sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES):
+        with Image.open(path) as im:
+            array = torch.frombuffer(bytearray(im.convert("RGB" if channels == 3 else "L").tobytes()), dtype=torch.uint8)
+            images.append(array.view(im.height, im.width, channels).permute(2, 0, 1).contiguous())
+    usable = [im for im in images if min(im.shape[1:]) >= smallest]
+    if not usable:
+        raise ValueError(
+            f"training data: {root} holds {len(images)} images, none with both sides of at least {smallest} pixels; "
+            f"give a folder of {', '.join(sorted(IMAGE_SUFFIXES))} files"
+        )
+    return usable
+
+
+class Crops:
+    """Random crops, flips, turns and noise for a step; a function of (recipe.seed, step) alone."""
+
+    def __init__(self, images: list[Tensor], recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.levels = [[_shrink(im, s) for im in images if min(im.shape[1:]) * s >= recipe.crop] for s in recipe.scales]
+        self.levels = [level for level in self.levels if level]
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Clean crops (B, C, S, S) in [0, 1], noise levels (B,), and unit noise like the crops."""
+        r = self.recipe
+        g = torch.Generator().manual_seed((r.seed << 32) + step)
+        crops = []
+        for _ in range(r.batch):
+            level = self.levels[_integer(len(self.levels), g)]
+            im = level[_integer(len(level), g)]
+            top, left = (_integer(side - r.crop + 1, g) for side in im.shape[1:])
+            crop = im[:, top : top + r.crop, left : left + r.crop].rot90(_integer(4, g), (1, 2))
+            crops.append(crop.flip(2) if _integer(2, g) else crop)
+        x0 = torch.stack(crops).float() / 255
+        noise = torch.randn(x0.shape, generator=g)
+        log_sigma = r.log_sigma_mean + r.log_sigma_std * torch.randn(r.batch, generator=g)
+        low, high = math.log(r.sigma_min), math.log(r.sigma_max)
+        wide = torch.rand(r.batch, generator=g) < r.wide_share
+        log_sigma = torch.where(wide, low + (high - low) * torch.rand(r.batch, generator=g), log_sigma)
+        gray = torch.rand(r.batch, generator=g) < r.gray_share
+        x0[gray] = x0[gray].mean(1, keepdim=True).expand_as(x0[gray])
+        noise[gray] = noise[gray][:, :1].expand_as(noise[gray])
+        return x0, log_sigma.clamp(low, high).exp(), noise
+
+
+def _integer(high: int, g: torch.Generator) -> int:
+    return int(torch.randint(high, (), generator=g))
+
+
+def _shrink(im: Tensor, scale: float) -> Tensor:
+    if scale == 1.0:
+        return im
+    out = F.interpolate(im[None].float(), scale_factor=scale, mode="bicubic", antialias=True, align_corners=False)
+    return out[0].round().clamp(0, 255).to(torch.uint8)
+
+
+def denoising_psnr(prior: Callable[[Tensor, float], Tensor], images: Iterable[Tensor], sigma: float) -> float:
+    """Mean over images of the PSNR (dB) of ``prior(x0 + sigma n, sigma)``, clipped to [0, 1].
+
+    ``images`` are uint8 or [0, 1] float tensors (C, H, W); image ``i`` gets noise from seed ``i``.
+    """
+    values = []
+    for i, image in enumerate(images):
+        x0 = (image.float() / 255 if image.dtype == torch.uint8 else image)[None]
+        noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(i))
+        with torch.no_grad():
+            out = prior(x0 + sigma * noise, sigma).clamp(0, 1)
+        values.append(-10 * math.log10(float((out - x0).square().mean())))
+    return sum(values) / len(values)
+
+
+def train(
+    recipe: Recipe,
+    data: str | Path,
+    out: str | Path,
+    *,
+    minutes: float | None = None,
+    device: str | None = None,
+    checkpoint_every: int = 500,
+    report: Callable[[int, float, float], None] | None = None,
+) -> Path:
+    """Train ``recipe`` on the images below ``data``; return the path of the finished weights in ``out``.
+
+    The run ends after ``recipe.steps`` steps, or after ``minutes`` if that comes first; the learning rate
+    falls along a cosine of whichever is nearer. ``report(step, fraction_done, loss)`` is called every 20 steps.
+    """
+    from invdiff.priors.weights_io import save_weights
+
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    images = load_images(data, recipe.channels, recipe.crop)
+    held = images[:: max(1, len(images) // recipe.holdout)][: min(recipe.holdout, len(images) - 1)]
+    held_ids = {id(im) for im in held}
+    crops = Crops([im for im in images if id(im) not in held_ids], recipe)
+
+    torch.manual_seed(recipe.seed)
+    net = DenoisingUNet(recipe.network()).to(target, memory_format=torch.channels_last)
+    ema = DenoisingUNet(recipe.network()).to(target).requires_grad_(False)
+    ema.load_state_dict(net.state_dict())
+    optimiser = torch.optim.AdamW(net.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
+    state = _Checkpoint(folder / "checkpoint.safetensors", net, ema, optimiser)
+    step, spent = state.load()
+    start = time.monotonic() - spent
+    running = 0.0
+    while True:
+        elapsed = time.monotonic() - start
+        done = max(step / recipe.steps, elapsed / 60 / minutes if minutes else 0.0)
+        if done >= 1:
+            break
+        for group in optimiser.param_groups:
+            group["lr"] = recipe.learning_rate * min(1.0, step / 200) * (0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2)
+        x0, sigma, noise = (t.to(target) for t in crops.batch(step))
+        s4 = sigma.view(-1, 1, 1, 1)
+        weight = 1 / s4**2 + 1 / recipe.std**2  # 1 / c_out^2
+        loss = (weight * (net(x0 + s4 * noise, sigma) - x0).square()).mean()
+        if not bool(torch.isfinite(loss)):
+            raise RuntimeError(f"training diverged at step {step} (loss {float(loss)}); lower the recipe's learning_rate")
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimiser.step()
+        step += 1
+        decay = min(recipe.ema, (1 + step) / (10 + step))
+        with torch.no_grad():
+            for e, p in zip(ema.parameters(), net.parameters()):
+                e.lerp_(p, 1 - decay)
+        running += (loss.item() - running) * max(0.01, 1 / step)
+        if report and step % 20 == 0:
+            report(step, done, running)
+        if step % checkpoint_every == 0:
+            state.save(step, time.monotonic() - start)
+            _log(folder / "log.csv", step, time.monotonic() - start, running, ema, held[:4])
+            _sheet(folder / "sheet.png", ema, held[:4])
+    state.save(step, time.monotonic() - start)
+    _sheet(folder / "sheet.png", ema, held[:4])
+    figures = {round(255 * s): denoising_psnr(ema, held, s) for s in (15 / 255, 25 / 255, 50 / 255)}
+    path = folder / f"{recipe.name}.safetensors"
+    save_weights(ema, path)
+    card = _card(recipe, step, time.monotonic() - start, len(images) - len(held), len(held), figures)
+    _replace(path.with_suffix(".md"), lambda p: p.write_text(card))
+    return path
+
+
+class _Checkpoint:
+    """Weights, average and Adam moments in one safetensors file, written beside and then renamed."""
+
+    def __init__(self, path: Path, net: DenoisingUNet, ema: DenoisingUNet, optimiser: torch.optim.Optimizer) -> None:
+        self.path, self.net, self.ema, self.optimiser = path, net, ema, optimiser
+
+    def save(self, step: int, seconds: float) -> None:
+        from safetensors.torch import save_file
+
+        tensors = {f"net.{k}": v for k, v in self.net.state_dict().items()}
+        tensors |= {f"ema.{k}": v for k, v in self.ema.state_dict().items()}
+        for name, p in self.net.named_parameters():
+            tensors |= {f"{k}.{name}": v for k, v in self.optimiser.state[p].items() if isinstance(v, Tensor)}
+        whole = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+        _replace(self.path, lambda p: save_file(whole, p, {"step": str(step), "seconds": str(seconds)}))
+
+    def load(self) -> tuple[int, float]:
+        if not self.path.exists():
+            return 0, 0.0
+        from safetensors import safe_open
+
+        with safe_open(self.path, "pt") as f:
+            meta, tensors = f.metadata(), {k: f.get_tensor(k) for k in f.keys()}
+        try:
+            for prefix, module in (("net.", self.net), ("ema.", self.ema)):
+                module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+        except RuntimeError as error:
+            raise ValueError(f"{self.path} comes from another recipe; give an empty --out folder") from error
+        for name, p in self.net.named_parameters():
+            keys = ("step", "exp_avg", "exp_avg_sq")
+            self.optimiser.state[p] = {k: tensors[f"{k}.{name}"].to(p.device if k != "step" else "cpu") for k in keys}
+        return int(meta["step"]), float(meta["seconds"])
+
+
+def _replace(path: Path, write: Callable[[Path], Any]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _log(path: Path, step: int, seconds: float, loss: float, ema: DenoisingUNet, held: list[Tensor]) -> None:
+    new = not path.exists()
+    with path.open("a", newline="") as f:
+        writer = csv.writer(f)
+        if new:
+            writer.writerow(["step", "seconds", "loss", "psnr_25"])
+        writer.writerow([step, round(seconds), f"{loss:.5f}", f"{denoising_psnr(ema, held, 25 / 255):.3f}"])
+
+
+def _sheet(path: Path, ema: DenoisingUNet, held: list[Tensor]) -> None:
+    """Rows: held-out images; columns: noisy and denoised at three noise levels."""
+    from PIL import Image
+
+    rows = []
+    for i, image in enumerate(held):
+        side = min(128, *image.shape[1:])
+        x0 = image[None, :, :side, :side].float() / 255
+        noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(i))
+        row = [x0]
+        for sigma in (0.1, 0.3, 1.0):
+            noisy = x0 + sigma * noise
+            with torch.no_grad():
+                row += [noisy, ema(noisy.to(next(ema.parameters()).device), sigma).cpu()]
+        rows.append(F.pad(torch.cat(row, 3), (0, 7 * (128 - side), 0, 128 - side)))
+    sheet = (torch.cat(rows, 2)[0].clamp(0, 1) * 255).byte().permute(1, 2, 0).squeeze(-1)
+    _replace(path, lambda p: Image.fromarray(sheet.numpy()).save(p, format="PNG"))
+
+
+def _card(recipe: Recipe, step: int, seconds: float, trained: int, held: int, figures: dict[int, float]) -> str:
+    settings = "\n".join(f"    {f.name}: {getattr(recipe, f.name)}" for f in fields(recipe))
+    table = "\n".join(f"| {s} | {v:.2f} |" for s, v in figures.items())
+    return (
+        f"# {recipe.name}\n\nA denoising U-Net trained by `invdiff train` in {step} steps ({seconds / 60:.0f} minutes) on "
+        f"{trained} images; {held} more were held out.\n\nNoise range: {recipe.sigma_min} to {recipe.sigma_max}.\n\n"
+        f"| noise level (/255) | PSNR on the held-out images (dB) |\n| --- | --- |\n{table}\n\nRecipe:\n\n{settings}\n\n"
+        "Data and terms: state here where the images come from and under which terms.\n"
+    )
