@@ -12,6 +12,8 @@ Moore-Penrose pseudo-inverse, ``prox_l2(z, y, gamma)`` the minimiser of ``gamma/
 
 from __future__ import annotations
 
+import copy
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -37,20 +39,21 @@ class Nonlinear(dinv.Physics):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         self = super().__new__(cls)
-        self.__dict__["_constructor"] = (args, kwargs)
+        self.__dict__["_constructor"] = inspect.signature(cls.__init__).bind(None, *args, **kwargs)
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        args, kwargs = self.__dict__["_constructor"]
+        given: inspect.BoundArguments = self.__dict__["_constructor"]
+        arguments = dict(given.arguments)
+        if isinstance(self.noise_model, Noise) and "noise" in given.signature.parameters:
+            arguments["noise"] = self.noise_model  # it may have been changed since
+        now = inspect.BoundArguments(given.signature, arguments)  # type: ignore[arg-type]
         buffers = {k: v for k, v in self.named_buffers(recurse=False) if k not in self._non_persistent_buffers_set}
-        return _rebuild, (type(self), args, {**kwargs, **self._current_noise(kwargs)}, buffers)
-
-    def _current_noise(self, kwargs: dict[str, Any]) -> dict[str, Noise]:
-        return {"noise": as_noise(self.noise_model)} if isinstance(self.noise_model, Noise) else {}
+        return _rebuild, (type(self), now.args[1:], now.kwargs, buffers)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         function, arguments = self.__reduce__()[:2]
-        return function(*arguments)
+        return function(*copy.deepcopy(arguments, memo))
 
     def measure(self, x: Tensor, seed: int = 0) -> Tensor:
         """Noisy measurement of ``x``; image ``i`` draws from a generator seeded by ``(seed, i)``."""
@@ -89,13 +92,24 @@ class Spectral(Linear, dinv.DecomposablePhysics):
     A subclass gives ``U, U_adjoint, V, V_adjoint`` and ``mask`` (the singular values). The decomposition may be
     thin or redundant: what holds is ``A = U mask V_adjoint`` and that, for any function ``f`` of the singular values
     with ``f(0) = 0``, ``V(f(mask) V_adjoint(x))`` is ``f`` of ``(A^T A)^(1/2)`` applied to ``x``.
+    An operator for images of any size sets ``mask`` when it transforms one: transform first, then read ``mask``.
     """
 
     def A(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return self.U(self.mask * self.V_adjoint(x))
+        c = self.V_adjoint(x)
+        return self.U(self.mask * c)
 
     def A_adjoint(self, y: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return self.V(self.mask * self.U_adjoint(y))
+        c = self.U_adjoint(y)
+        return self.V(self.mask * c)
+
+    def A_adjoint_A(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        c = self.V_adjoint(x)
+        return self.V(self.mask**2 * c)
+
+    def A_A_adjoint(self, y: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        c = self.U_adjoint(y)
+        return self.U(self.mask**2 * c)
 
     def prox_l2(self, z: Tensor | float | None, y: Tensor, gamma: float | Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """``argmin_x gamma/2 |A x - y|^2 + 1/2 |x - z|^2 = z + A^T (A A^T + 1/gamma)^{-1} (y - A z)``, in closed form."""
@@ -107,9 +121,10 @@ class Spectral(Linear, dinv.DecomposablePhysics):
         return start + self.V(g * self.mask / (g * self.mask**2 + 1) * c)
 
     def A_dagger(self, y: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Pseudo-inverse; singular values under ``1e-4`` of the largest count as zero."""
-        inverse = torch.where(self.mask > 1e-4 * self.mask.max(), 1 / self.mask, 0.0)
-        return self.V(inverse * self.U_adjoint(y))
+        """Pseudo-inverse; singular values under ``1e-4`` of the largest (of an image) count as zero."""
+        c = self.U_adjoint(y)
+        largest = self.mask.amax(tuple(range(1, self.mask.ndim)), keepdim=True)
+        return self.V(torch.where(self.mask > 1e-4 * largest, 1 / self.mask, 0.0) * c)
 
 
 def conjugate_gradient(
@@ -135,3 +150,24 @@ def conjugate_gradient(
         p = torch.where(live, r + new / rr.clamp(min=torch.finfo(b.dtype).tiny) * p, p)
         rr = torch.where(live, new, rr)
     return x
+
+
+# Buffers of deepinv's own operators that may hold one entry an image of the batch.
+_DEEPINV_PER_IMAGE = ("mask", "filter", "angle", "coil_maps")
+
+
+def select_images(A: dinv.Physics, images: list[int], batch: int) -> dinv.Physics:
+    """The operator that treats image ``images[i]`` of a batch of ``batch`` at place ``i``; ``A`` itself where all share one."""
+    names = [
+        name
+        for name in getattr(A, "per_image", _DEEPINV_PER_IMAGE)
+        if isinstance(value := getattr(A, name, None), Tensor) and value.ndim >= 4 and value.shape[0] == batch > 1
+    ]
+    if not names:
+        return A
+    part = object.__new__(type(A))
+    part.__dict__.update(A.__dict__)
+    part._buffers = dict(A._buffers)
+    for name in names:
+        setattr(part, name, getattr(A, name)[images])
+    return part

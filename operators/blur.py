@@ -1,0 +1,236 @@
+"""Blur by a kernel (point spread function), and kernels to blur with.
+
+A kernel is the image of a point source: ``(k * x)[n] = sum_j k[j] x[n - j + c]`` with the centre ``c = (h // 2, w // 2)``.
+Every operator divides its kernel by its sum, so that brightness is kept. The makers return kernels of shape (h, w).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import torch
+from deepinv import physics as dinv
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from invdiff.operators.base import Linear, Spectral, conjugate_gradient
+
+
+def hartley(x: Tensor) -> Tensor:
+    """Orthonormal Hartley transform of the last two axes: the Fourier transform's real, self-inverse sibling."""
+    f = torch.fft.fft2(x, norm="ortho")
+    return f.real - f.imag
+
+
+class Convolution(Linear):
+    """Base of the operators built on a circular convolution, computed in Fourier for the image size at hand."""
+
+    per_image = ("kernel",)
+    kernel: Tensor
+
+    def __init__(self, kernel: Tensor, centre: tuple[int, int], noise: Any) -> None:
+        super().__init__(noise)
+        self.register_buffer("kernel", _normalised(kernel))
+        self.register_buffer("mask", torch.tensor(math.nan), persistent=False)  # set once an image size is known
+        self.centre = centre
+        self._cached: tuple[Any, ...] = ()
+
+    def _singular_values(self, spectrum: Tensor) -> Tensor:
+        """Singular values, given the Fourier transform of the kernel on the grid of the image."""
+        return spectrum.abs()
+
+    def _transfer(self, size: tuple[int, int], dtype: torch.dtype) -> Tensor:
+        """Fourier transform (half, as of ``rfft2``) of the kernel in an image of ``size``; also sets ``mask``."""
+        kernel, key = self.kernel, (self.kernel._version, size, dtype)
+        if self._cached and self._cached[0] is kernel and self._cached[1] == key:
+            return self._cached[2]
+        h, w = kernel.shape[-2:]
+        if h > size[0] or w > size[1]:
+            raise ValueError(f"a kernel of {h}x{w} does not fit an image of {size[0]}x{size[1]}; crop the kernel")
+        padded = F.pad(kernel.to(dtype), (0, size[1] - w, 0, size[0] - h))
+        spectrum = torch.fft.fft2(padded.roll((-self.centre[0], -self.centre[1]), (-2, -1)))
+        transfer = spectrum[..., : size[1] // 2 + 1]
+        self.mask = self._singular_values(spectrum)
+        self._cached = () if kernel.requires_grad else (kernel, key, transfer)
+        return transfer
+
+    def _filter(self, x: Tensor, response: Callable[[Tensor], Tensor]) -> Tensor:
+        """Multiply the Fourier transform of ``x`` by ``response(transfer function)``."""
+        size = (x.shape[-2], x.shape[-1])
+        return torch.fft.irfft2(torch.fft.rfft2(x) * response(self._transfer(size, x.dtype)), s=size)
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        return self._filter(x, lambda t: t)
+
+    def _correlate(self, x: Tensor) -> Tensor:
+        return self._filter(x, torch.conj)
+
+
+def _normalised(kernel: Tensor) -> Tensor:
+    if not isinstance(kernel, Tensor) or kernel.ndim not in (2, 4) or not kernel.is_floating_point():
+        given = f"shape {tuple(kernel.shape)}, {kernel.dtype}" if isinstance(kernel, Tensor) else type(kernel).__name__
+        raise ValueError(f"a kernel is a float tensor (h, w) or (B, C, h, w) with B or C 1 where shared, got {given}")
+    kernel = kernel[(None,) * (4 - kernel.ndim)]
+    total = kernel.sum((-2, -1), keepdim=True)
+    if not bool(torch.isfinite(kernel).all()) or not bool((total.abs() > 1e-6 * kernel.abs().amax()).all()):
+        raise ValueError("a kernel must be finite and have a sum other than zero, since it is divided by its sum")
+    return kernel / total
+
+
+class Blur(Convolution):
+    """``y = k * x + noise``.
+
+    Args:
+        kernel: (h, w), or (B, C, h, w) with one kernel an image or channel (B or C may be 1); divided by its sum.
+        noise: level (standard deviation, unit of the image) or a noise model.
+        boundary: what lies beyond the border of the image.
+            "circular": the image goes on from its other side. Has an SVD and closed forms.
+            "valid": nothing is assumed; ``y`` has only the pixels that see no border, (H - h + 1, W - w + 1). What a
+            camera records; ``x`` is larger than ``y``.
+            "reflect": the image is mirrored at its border pixels.
+
+    One operator takes images of any size, odd ones too, no smaller than the kernel. In "circular",
+    ``A = U |K| V^T`` where ``K`` is the Fourier transform of the kernel, ``V`` the Hartley transform, real and
+    orthonormal, and ``U`` the Hartley transform followed by a filter with the phase of ``K``; the singular values
+    ``mask`` are those of the image size last seen.
+
+    Raises:
+        ValueError: kernel with NaN or of sum zero, of a wrong shape, or larger than the image.
+    """
+
+    def __new__(
+        cls, kernel: Tensor, noise: float | Tensor | dinv.NoiseModel | None = None, boundary: str = "circular"
+    ) -> Any:
+        kinds = {"circular": CircularBlur, "valid": ValidBlur, "reflect": ReflectBlur}
+        if boundary not in kinds:
+            raise ValueError(f'boundary is one of {", ".join(kinds)}, got "{boundary}"')
+        return super().__new__(kinds[boundary], kernel, noise, boundary=boundary)
+
+    def __init__(
+        self, kernel: Tensor, noise: float | Tensor | dinv.NoiseModel | None = None, boundary: str = "circular"
+    ) -> None:
+        super().__init__(kernel, (kernel.shape[-2] // 2, kernel.shape[-1] // 2), noise)
+        self.boundary = boundary
+
+
+class CircularBlur(Blur, Spectral):
+    """:class:`Blur` with ``boundary="circular"``."""
+
+    def A(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return self._convolve(x)
+
+    def A_adjoint(self, y: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return self._correlate(y)
+
+    def U(self, x: Tensor) -> Tensor:
+        return self._filter(hartley(x), torch.sgn)
+
+    def U_adjoint(self, x: Tensor, **kwargs: Any) -> Tensor:
+        return hartley(self._filter(x, lambda t: torch.sgn(t).conj()))
+
+    def V(self, x: Tensor, **kwargs: Any) -> Tensor:
+        return hartley(x)
+
+    def V_adjoint(self, x: Tensor) -> Tensor:
+        self._transfer((x.shape[-2], x.shape[-1]), x.dtype)
+        return hartley(x)
+
+
+class ValidBlur(Blur):
+    """:class:`Blur` with ``boundary="valid"``: the uncontaminated part of a circular blur."""
+
+    def A(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        (h, w), (ch, cw) = self.kernel.shape[-2:], self.centre
+        top, left = h - 1 - ch, w - 1 - cw
+        return self._convolve(x)[..., top : x.shape[-2] - ch, left : x.shape[-1] - cw]
+
+    def A_adjoint(self, y: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        (h, w), (ch, cw) = self.kernel.shape[-2:], self.centre
+        return self._correlate(F.pad(y, (w - 1 - cw, cw, h - 1 - ch, ch)))
+
+
+class ReflectBlur(ValidBlur):
+    """:class:`Blur` with ``boundary="reflect"``: a valid blur of the mirrored image."""
+
+    def _source(self, n: int, axis: int) -> Tensor:
+        """Which pixel of an axis of ``n`` each pixel of the mirrored axis shows."""
+        size, centre = self.kernel.shape[axis], self.centre[axis]
+        if size > n:
+            raise ValueError(f"a kernel of {size} pixels does not fit an image of {n} (axis {axis}); crop the kernel")
+        i = torch.arange(centre + 1 - size, n + centre, device=self.kernel.device).abs()
+        return torch.where(i < n, i, 2 * n - 2 - i)
+
+    def A(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        rows, columns = self._source(x.shape[-2], -2), self._source(x.shape[-1], -1)
+        return super().A(x[..., rows, :][..., columns])
+
+    def A_adjoint(self, y: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        rows, columns = self._source(y.shape[-2], -2), self._source(y.shape[-1], -1)
+        x = super().A_adjoint(y)
+        x = x.new_zeros(*x.shape[:-1], y.shape[-1]).index_add(-1, columns, x)
+        return x.new_zeros(*x.shape[:-2], *y.shape[-2:]).index_add(-2, rows, x)
+
+
+def gaussian_kernel(sigma: float, size: int | None = None) -> Tensor:
+    """Gaussian of standard deviation ``sigma`` pixels, sampled on ``size`` x ``size`` pixels, by default to 4 sigma."""
+    if not sigma > 0:
+        raise ValueError(f"sigma is a positive number of pixels, got {sigma}")
+    n = size or 2 * math.ceil(4 * sigma) + 1
+    i = torch.arange(n, dtype=torch.float64) - (n - 1) / 2
+    line = torch.exp(-(i**2) / (2 * sigma**2))
+    kernel = line[:, None] * line
+    return (kernel / kernel.sum()).float()
+
+
+def motion_kernel(length: float, angle: float = 0.0) -> Tensor:
+    """Uniform straight motion over ``length`` pixels, ``angle`` degrees counter-clockwise from the rows."""
+    if not length >= 1:
+        raise ValueError(f"length is a number of pixels, at least 1, got {length}")
+    c, s = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    return _drawn(
+        math.hypot(length, 1) / 2, lambda y, x: ((c * x - s * y).abs() <= length / 2) & ((s * x + c * y).abs() <= 0.5)
+    )
+
+
+def disk_kernel(radius: float) -> Tensor:
+    """Uniform disk of ``radius`` pixels: a lens out of focus."""
+    if not radius > 0:
+        raise ValueError(f"radius is a positive number of pixels, got {radius}")
+    return _drawn(radius, lambda y, x: x**2 + y**2 <= radius**2)
+
+
+def _drawn(reach: float, inside: Callable[[Tensor, Tensor], Tensor], fine: int = 16) -> Tensor:
+    """The part of each pixel that lies inside a shape around the central pixel, by counting points of a fine grid."""
+    n = 2 * math.ceil(reach - 0.5) + 1
+    i = (torch.arange(n * fine, dtype=torch.float64) + 0.5) / fine - n / 2
+    kernel = inside(i[:, None], i[None, :]).double().view(n, fine, n, fine).mean((1, 3))
+    return (kernel / kernel.sum()).float()
+
+
+def kernel_from_image(path: str | PathLike[str]) -> Tensor:
+    """Read a kernel from the grey values of an image file."""
+    with Image.open(path) as image:
+        kernel = torch.from_numpy(np.array(image.convert("F")))
+    return _normalised(kernel)[0, 0]
+
+
+def parse_kernel(text: str) -> Tensor:
+    """Make a kernel of a text: "gaussian:SIGMA", "motion:LENGTH,ANGLE", "disk:RADIUS" or the path of an image."""
+    makers: dict[str, Callable[..., Tensor]] = {
+        "gaussian": gaussian_kernel, "motion": motion_kernel, "disk": disk_kernel,
+    }  # fmt: skip
+    name, _, numbers = text.partition(":")
+    if name not in makers:
+        return kernel_from_image(text)
+    try:
+        values = [float(n) for n in numbers.split(",")]
+        if len(values) > (2 if name == "motion" else 1):
+            raise ValueError("too many numbers")
+    except ValueError as error:
+        raise ValueError(f'"{text}" is no kernel ({error}); write e.g. gaussian:2.0, motion:15,30 or disk:3') from None
+    return makers[name](*values)
