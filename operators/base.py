@@ -114,10 +114,9 @@ class Spectral(Linear, dinv.DecomposablePhysics):
     def prox_l2(self, z: Tensor | float | None, y: Tensor, gamma: float | Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """``argmin_x gamma/2 |A x - y|^2 + 1/2 |x - z|^2 = z + A^T (A A^T + 1/gamma)^{-1} (y - A z)``, in closed form."""
         start = 0.0 * self.A_adjoint(y) + (0.0 if z is None else z)
-        g = torch.as_tensor(gamma, dtype=start.dtype, device=start.device)
-        g = g.view(-1, *[1] * (start.ndim - 1)) if g.ndim else g
         c = self.U_adjoint(y - self.A(start))
-        g = g.reshape(g.shape + (1,) * (c.ndim - g.ndim)) if g.ndim else g
+        g = torch.as_tensor(gamma, dtype=start.dtype, device=start.device)
+        g = g.reshape(-1, *[1] * (c.ndim - 1)) if g.ndim else g
         return start + self.V(g * self.mask / (g * self.mask**2 + 1) * c)
 
     def A_dagger(self, y: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -48,6 +48,10 @@ class Noise(dinv.NoiseModel):
             sigma = sigma.to(z).view(-1, *[1] * (z.ndim - 1))
         return torch.as_tensor(sigma**2, dtype=z.dtype, device=z.device).expand_as(z)
 
+    def select(self, images: list[int]) -> Noise:
+        """The noise of these images of the batch, in this order."""
+        return Gaussian(self.sigma[images]) if isinstance(self.sigma, Tensor) and self.sigma.numel() > 1 else self
+
     def log_likelihood(self, y: Tensor, z: Tensor) -> Tensor:
         """``log p(y | z)`` of each image, shape (B,), up to a constant that does not depend on ``z``."""
         raise NotImplementedError

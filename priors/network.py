@@ -32,9 +32,9 @@ class NetworkConfig:
     """
 
     channels: int = 3
-    widths: tuple[int, ...] = (96, 160, 224)
+    widths: tuple[int, ...] = (32, 64, 128, 256)
     blocks: int = 2
-    patch: int = 2
+    patch: int = 1
     mean: float = 0.5
     std: float = 0.25
     sigma_min: float = 0.002

@@ -37,9 +37,9 @@ class Recipe:
 
     name: str
     channels: int = 3
-    widths: tuple[int, ...] = (96, 160, 224)
+    widths: tuple[int, ...] = (32, 64, 128, 256)
     blocks: int = 2
-    patch: int = 2
+    patch: int = 1
     mean: float = 0.5
     std: float = 0.25
     sigma_min: float = 0.002
@@ -47,7 +47,7 @@ class Recipe:
     crop: int = 64
     batch: int = 16
     steps: int = 30000
-    learning_rate: float = 8e-4
+    learning_rate: float = 3e-3
     ema: float = 0.999
     log_sigma_mean: float = -2.2
     log_sigma_std: float = 1.4

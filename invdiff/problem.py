@@ -1,0 +1,128 @@
+"""What a strategy is given: measurement, operator, prior, noise and randomness, one row a sample.
+
+A *row* is one sample of one image. Rows never influence one another, whatever is computed together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from deepinv.physics import DecomposablePhysics, LinearPhysics, Physics
+from torch import Tensor
+
+from invdiff.operators import Gaussian, Noise
+
+
+class RowNoise:
+    """Unit normal numbers, each row from a generator of its own, derived from (seed, sample, image).
+
+    So a row is the same alone, in a batch, in chunks, and however many samples are asked for.
+    """
+
+    def __init__(
+        self, seed: int, rows: Sequence[tuple[int, int]], shape: Sequence[int], device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.shape, self.device, self.dtype = tuple(shape), device, dtype
+        self.generators = []
+        for sample, image in rows:
+            state = int(np.random.SeedSequence((seed, sample, image)).generate_state(1, np.uint64)[0])
+            self.generators.append(torch.Generator(device).manual_seed(state >> 1))
+
+    def __call__(self) -> Tensor:
+        """Draw a tensor of shape (rows, C, H, W)."""
+        out = torch.empty((len(self.generators), *self.shape), device=self.device, dtype=self.dtype)
+        for row, generator in zip(out, self.generators):
+            row.normal_(generator=generator)
+        return out
+
+
+@dataclass
+class Problem:
+    """One chunk of rows of a call of :func:`invdiff.solve`.
+
+    ``y`` holds one measurement a row, ``denoise`` is the prior with its evaluations counted (``nfe``), ``randn`` draws
+    unit noise of the state's shape, ``tick`` reports a finished step.
+    """
+
+    y: Tensor
+    A: Physics
+    prior: Any
+    noise: Noise
+    randn: RowNoise
+    tick: Callable[[], None] = lambda: None
+    nfe: int = 0
+    cache: dict[str, Tensor] = field(default_factory=dict)
+
+    def denoise(self, x: Tensor, sigma: float) -> Tensor:
+        """The prior's E[x0 | x], counted."""
+        self.nfe += 1
+        return self.prior(x, sigma)
+
+    @property
+    def linear(self) -> bool:
+        """Whether the operator has an adjoint."""
+        return isinstance(self.A, LinearPhysics)
+
+    @property
+    def spectral(self) -> bool:
+        """Whether the operator has a singular value decomposition."""
+        return isinstance(self.A, DecomposablePhysics)
+
+    @property
+    def gaussian(self) -> bool:
+        """Whether the noise is white and Gaussian."""
+        return isinstance(self.noise, Gaussian)
+
+    @property
+    def sigma_y(self) -> Tensor:
+        """Noise level, shape (rows, 1, 1, 1) or (1, 1, 1, 1), never under ``1e-3`` of the prior's spread.
+
+        A noise of exactly zero would ask for infinite weights; the floor is far under what float32 sampling resolves.
+        """
+        level = torch.as_tensor(self.noise.sigma, dtype=self.y.dtype, device=self.y.device)
+        return level.reshape(-1, 1, 1, 1).clamp(min=1e-3 * self.prior.std)
+
+    @property
+    def size(self) -> Tensor:
+        """How many numbers of ``y`` are measured, a row: those that depend on the image. Shape (rows, 1, 1, 1)."""
+        if "size" not in self.cache:
+            u = torch.rand(self.randn.shape, generator=torch.Generator().manual_seed(0)) + 0.5
+            probe = self.A.A(u.to(self.y)[None].expand(len(self.y), *self.randn.shape))
+            self.cache["size"] = (probe != 0).flatten(1).sum(1).clamp(min=1).to(self.y.dtype).view(-1, 1, 1, 1)
+        return self.cache["size"]
+
+    def levels(self, steps: int, sigma_max: float | None, sigma_min: float | None) -> tuple[float, float]:
+        """Ends of the ladder in units of the image; ``None`` chooses them from the prior and the noise."""
+        high = 4 * self.prior.std if sigma_max is None else sigma_max
+        low = float(self.sigma_y.min()) * 0.3
+        low = min(max(low, 0.02 * self.prior.std), 0.08 * self.prior.std) if sigma_min is None else sigma_min
+        return high, max(low, self.prior.sigma_min)
+
+    def start(self, sigma: float) -> Tensor:
+        """A state at level ``sigma``: noise around the posterior mean under the prior's own mean and spread.
+
+        ``m = argmin |A x - y|^2 / (2 sigma_y^2) + |x - mean|^2 / (2 std^2)`` for a linear operator, the prior's mean
+        otherwise; at high noise the posterior is near Gaussian, and this is its centre.
+        """
+        mean = torch.as_tensor(self.prior.mean, dtype=self.y.dtype, device=self.y.device)
+        centre = mean.expand(len(self.y), *self.randn.shape)
+        if self.linear and self.gaussian:
+            centre = prox(self, centre, (self.prior.std / self.sigma_y) ** 2)
+        return centre + sigma * self.randn()
+
+
+def prox(p: Problem, x: Tensor, gamma: Tensor) -> Tensor:
+    """``argmin_z gamma |A z - y|^2 + |z - x|^2``, with ``gamma`` of shape (rows or 1, 1, 1, 1)."""
+    g = gamma.reshape(-1)
+    return p.A.prox_l2(x, p.y, float(g[0]) if len(g) == 1 else g)
+
+
+def per_row(values: Tensor) -> Tensor:
+    """Sum of all but the first axis, kept for broadcasting against images: shape (rows, 1, 1, 1)."""
+    return values.flatten(1).sum(1).view(-1, 1, 1, 1)
+
+

@@ -1,0 +1,88 @@
+"""What :func:`invdiff.solve` returns."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from invdiff.solvers import Strategy
+
+
+@dataclass(frozen=True)
+class Result:
+    """Posterior samples and what was done to get them.
+
+    ``samples`` has shape (K, B, C, H, W); ``residual`` (B,) is the root-mean-square misfit of ``x`` in units of the noise
+    (about 1 when the noise level is right; in the measurement's own unit when the noise is zero); ``nfe`` the network
+    evaluations each sample took, counted; ``seconds`` the time of the whole call.
+    """
+
+    samples: Tensor
+    residual: Tensor
+    nfe: int
+    seconds: float
+    solver: Strategy
+    seed: int
+    log_weights: Tensor | None = None
+    ess: Tensor | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of the samples, shape (B, C, H, W): the estimate of smallest mean squared error."""
+        return self.samples.mean(0)
+
+    @property
+    def std(self) -> Tensor:
+        """Standard deviation of the samples, shape (B, C, H, W): the uncertainty of a pixel. Zero for a single sample."""
+        return self.samples.std(0) if len(self.samples) > 1 else torch.zeros_like(self.samples[0])
+
+    @property
+    def x(self) -> Tensor:
+        """The image to show: the mean of the samples (with ``samples=1``, that sample itself)."""
+        return self.mean
+
+    def quantile(self, q: float) -> Tensor:
+        """Pixelwise quantile of the samples, shape (B, C, H, W), ``q`` in [0, 1]."""
+        return self.samples.quantile(q, dim=0)
+
+    def save(self, path: str | Path) -> None:
+        """Write samples, mean, std and the settings to a NumPy ``.npz`` file, whole or not at all."""
+        import numpy as np
+
+        path = Path(path)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        arrays = {k: getattr(self, k).cpu().numpy() for k in ("samples", "mean", "std", "residual")}
+        facts: dict[str, Any] = {"solver": repr(self.solver), "seed": self.seed, "nfe": self.nfe, "seconds": self.seconds}
+        try:
+            with temporary.open("wb") as f:
+                np.savez_compressed(f, settings=json.dumps(facts), **arrays)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def plot(self, image: int = 0) -> Any:
+        """A matplotlib figure of one image: estimate, uncertainty, and up to four samples."""
+        from matplotlib import pyplot as plt
+
+        def show(t: Tensor) -> Any:
+            t = t.detach().float().cpu()
+            if len(t) == 2:  # complex: magnitude
+                t = t.square().sum(0, keepdim=True).sqrt()
+            return t.permute(1, 2, 0).clamp(0, 1).squeeze(-1).numpy()
+
+        panels = [("estimate", show(self.x[image])), ("standard deviation", self.std[image].mean(0).cpu().numpy())]
+        panels += [(f"sample {k}", show(s[image])) for k, s in enumerate(self.samples[:4])]
+        figure, axes = plt.subplots(1, len(panels), figsize=(3 * len(panels), 3.2), layout="constrained")
+        for axis, (title, picture) in zip(axes, panels):
+            axis.imshow(picture, cmap="magma" if title == "standard deviation" else "gray")
+            axis.set_title(title)
+            axis.axis("off")
+        return figure

@@ -1,0 +1,223 @@
+"""The one call: ``solve(y, A, prior)``."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from deepinv.physics import DecomposablePhysics, LinearPhysics, NoiseModel, Physics
+from torch import Tensor
+
+from invdiff.operators import Noise, as_noise, from_callable
+from invdiff.operators.base import select_images
+from invdiff.priors import as_prior
+from invdiff.problem import Problem, RowNoise
+from invdiff.result import Result
+from invdiff.solvers import Strategy, choose, get
+
+Progress = Callable[[int, int], None]
+
+DEFAULT_SAMPLES = 8
+
+# Rows of a chunk are bounded by pixels: with the networks that ship, 2 GiB without and 4 GiB with a backward pass.
+PIXELS_AT_ONCE = {False: 16 * 256 * 256, True: 6 * 256 * 256}
+
+
+def solve(
+    y: Tensor,
+    A: Physics | Callable[[Tensor], Tensor],
+    prior: Any,
+    solver: str | Strategy = "auto",
+    *,
+    samples: int | None = None,
+    noise: float | Tensor | NoiseModel | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    batch_size: int | None = None,
+    progress: bool | Progress = False,
+) -> Result:
+    """Draw images from p(x | y) for the measurement ``y = A(x) + noise``.
+
+    Main arguments:
+
+    ``y``
+        The measurement, batch first, floating point.
+    ``A``
+        The forward operator: any deepinv ``Physics``, or a plain differentiable callable (its image is then taken to have
+        the shape of ``y``; ``operators.from_callable`` can say otherwise).
+    ``prior``
+        A denoiser ``prior(x, sigma)``: from ``priors.load``, from deepinv, or any module or function with that call.
+    ``solver``
+        A name from ``invdiff.solvers.names()``, a strategy object such as ``DPS(weight=0.5)``, or ``"auto"``: chosen by
+        what ``A`` offers.
+
+    Other arguments:
+
+    ``samples``
+        Images drawn for each measurement; their mean is ``result.x``. ``None`` draws 8 (see ``DEFAULT_SAMPLES``): the mean
+        of several samples is up to 3 dB nearer to the truth than one of them, and ``result.std`` needs several.
+    ``noise``
+        Overrides ``A.noise_model``: a standard deviation, or a noise model.
+    ``steps``
+        Overrides the number of levels of the strategy.
+    ``seed``
+        The same seed gives the same samples on the same device, whatever the batch, chunking and number of samples.
+    ``batch_size``
+        Samples computed together; ``None`` chooses by memory. Halved and tried again when memory runs out.
+    ``progress``
+        True shows a bar; a callable gets ``(steps done, steps in all)``.
+
+    Returns a :class:`~invdiff.result.Result`. Raises ``ValueError`` or ``TypeError`` for input that cannot work, before
+    any network evaluation; ``FloatingPointError`` if the run diverges. Never returns anything but finite images.
+    """
+    begin = time.perf_counter()
+    if not isinstance(A, Physics):
+        if not callable(A):
+            raise TypeError(f"A must be a deepinv Physics or a callable, got {type(A).__name__}")
+        A = from_callable(A, img_size=tuple(y.shape[1:]))
+    prior = as_prior(prior)
+    law = as_noise(A.noise_model if noise is None else noise)
+    with torch.no_grad():
+        y = _check_measurement(y, A, prior, law)
+        shape = _image_shape(y, A)
+    strategy = choose(A, law) if solver == "auto" else get(solver) if isinstance(solver, str) else solver
+    if not isinstance(strategy, Strategy):
+        raise TypeError(f"solver must be a name or a strategy object, got {type(solver).__name__}")
+    if steps is not None:
+        strategy = replace(strategy, steps=steps)
+    count = DEFAULT_SAMPLES if samples is None else samples
+    for name, value in (("samples", count), ("batch_size", 1 if batch_size is None else batch_size)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+
+    rows = [(k, b) for k in range(count) for b in range(len(y))]
+    pixels = shape[-2] * shape[-1]
+    chunk = batch_size or max(1, min(len(rows), PIXELS_AT_ONCE[strategy.gradient] // pixels))
+
+    def problem(part: list[tuple[int, int]], tick: Callable[[], None]) -> Problem:
+        images = [b for _, b in part]
+        randn = RowNoise(seed, part, shape, y.device, y.dtype)
+        return Problem(y[images], select_images(A, images, len(y)), prior, law.select(images), randn, tick)
+
+    strategy.check(problem(rows[:1], lambda: None))
+    outputs: list[Tensor] = []
+    nfe = 0
+    with torch.no_grad(), _reporter(progress, strategy.steps) as report:
+        while len(outputs) < len(rows):
+            start = len(outputs)
+            part = rows[start : start + chunk]
+            p = problem(part, report(start, len(part), len(rows)))
+            try:
+                x = strategy.sample(p)
+            except (RuntimeError, MemoryError) as error:
+                if chunk == 1 or not _out_of_memory(error):
+                    raise
+                chunk = max(1, len(part) // 2)
+                if y.device.type == "cuda":
+                    torch.cuda.empty_cache()
+                continue
+            outputs.extend(x)
+            nfe = p.nfe
+        drawn = torch.stack(outputs).view(count, len(y), *shape)
+        if not bool(torch.isfinite(drawn).all()):
+            raise FloatingPointError(f"{strategy} returned values that are not finite; take more steps or check the noise")
+        residual = _residual(y, A, law, problem(rows[: len(y)], lambda: None), drawn.mean(0))
+    return Result(drawn, residual, nfe, time.perf_counter() - begin, strategy, seed)
+
+
+def _image_shape(y: Tensor, A: Physics) -> tuple[int, ...]:
+    """(C, H, W) of the image: what the adjoint returns, or ``img_size``, or the shape of ``y``."""
+    if isinstance(A, LinearPhysics):
+        return tuple(A.A_adjoint(y[:1]).shape[1:])
+    return tuple(getattr(A, "img_size", None) or y.shape[1:])
+
+
+def _check_measurement(y: Tensor, A: Physics, prior: Any, law: Noise) -> Tensor:
+    """Refuse a measurement that cannot be one of ``A``; return it without what lies in directions ``A`` never measures."""
+    if not isinstance(y, Tensor):
+        raise TypeError(f"y must be a torch tensor, got {type(y).__name__}")
+    if not y.is_floating_point():
+        raise TypeError(f"y must be floating point, got {y.dtype}; images lie in [0, 1]: y.float() / 255 for 8-bit ones")
+    if y.ndim < 2 or len(y) == 0:
+        raise ValueError(f"y must have a batch axis and at least one measurement, got shape {tuple(y.shape)}; try y[None]")
+    if not bool(torch.isfinite(y).all()):
+        raise ValueError("y holds NaN or infinite values; mask them out (operators.Inpainting) or repair them first")
+    g = torch.Generator().manual_seed(0)
+    try:
+        shape = _image_shape(y, A)
+        mean = torch.as_tensor(prior.mean, dtype=y.dtype).cpu()
+        u = (mean + prior.std * torch.randn((1, *shape), generator=g, dtype=y.dtype)).to(y.device)
+        z = A.A(u.expand(len(y), *shape))
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"y of shape {tuple(y.shape)} does not fit the operator {type(A).__name__}: {reason}") from error
+    if z.shape != y.shape:
+        raise ValueError(
+            f"y has shape {tuple(y.shape)}, but the operator maps images of shape {tuple(u.shape[1:])} to {tuple(z.shape)}"
+        )
+    if not bool(z.flatten(1).any(1).all()):
+        raise ValueError("the operator measures nothing (its output is zero for every image): is its mask all zeros?")
+    spread, level = float(z.square().mean().sqrt()), float(law.variance(z).mean().sqrt())
+    size = float(y.square().mean().sqrt())
+    if size > 20 * max(spread, level):
+        raise ValueError(
+            f"y (root mean square {size:.3g}) is far outside the operator's range for images of this prior (about "
+            f"{spread:.3g}); rescale it: images lie in [0, 1], so divide 8-bit values by 255"
+        )
+    if isinstance(A, DecomposablePhysics) and isinstance(A.mask, Tensor) and bool((A.mask == 0).any()):
+        inside = A.U(torch.where(A.mask != 0, A.U_adjoint(y), 0.0))
+        outside = float((y - inside).square().mean().sqrt())
+        if outside > max(6 * level, 1e-2 * size):
+            raise ValueError(
+                f"y is outside the operator's range: it holds values (root mean square {outside:.3g}) where the operator "
+                "measures nothing; is it the mask or kernel this measurement was made with?"
+            )
+        return inside.to(y.dtype)
+    return y
+
+
+def _residual(y: Tensor, A: Physics, law: Noise, p: Problem, x: Tensor) -> Tensor:
+    """Root mean square of ``(y - A x) / std(noise)`` over the measured numbers, an image; undivided without noise."""
+    z = A.A(x)
+    variance = law.variance(z)
+    scaled = (y - z).square() / torch.where(variance > 0, variance, 1.0)
+    return (scaled.flatten(1).sum(1) / p.size.flatten()).sqrt()
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    words = str(error).lower()
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "not enough memory" in words
+
+
+@contextmanager
+def _reporter(progress: bool | Progress, steps: int) -> Iterator[Callable[[int, int, int], Callable[[], None]]]:
+    """Yields ``report(first row, rows of the chunk, rows in all)``, which makes the ``tick`` of a chunk."""
+
+    def ticker(show: Progress) -> Callable[[int, int, int], Callable[[], None]]:
+        def report(start: int, rows: int, total: int) -> Callable[[], None]:
+            done = start * steps
+
+            def tick() -> None:
+                nonlocal done
+                done += rows
+                show(done, total * steps)
+
+            return tick
+
+        return report
+
+    if callable(progress):
+        yield ticker(progress)
+    elif not progress:
+        yield ticker(lambda done, total: None)
+    else:
+        from rich.progress import Progress as Bar
+
+        with Bar(transient=True) as bar:
+            task = bar.add_task("solving", total=None)
+            yield ticker(lambda done, total: bar.update(task, completed=done, total=total))

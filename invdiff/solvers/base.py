@@ -1,0 +1,98 @@
+"""What all strategies have in common.
+
+A strategy is a frozen dataclass of its settings with one method, ``sample(problem)``, that returns one clean image a
+row. It can be printed, compared, hashed, and written as YAML. Guided strategies give only :meth:`Guided.estimate`;
+the sampler and the reverse loop (:mod:`invdiff.samplers`) do the rest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from invdiff.problem import Problem, per_row
+from invdiff.samplers import DDIM, Estimate, Sampler, ladder, reverse
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """Base class. ``reference`` is the BibTeX entry of the paper; ``gradient`` whether it differentiates the prior."""
+
+    reference: ClassVar[str] = ""
+    gradient: ClassVar[bool] = False
+
+    steps: int = 20
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"{type(self).__name__}: steps must be at least 1, got {self.steps}")
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and not 0 <= value < float("inf"):
+                raise ValueError(f"{type(self).__name__}: {f.name} must be finite and not negative, got {value}")
+
+    def check(self, p: Problem) -> None:
+        """Raise ``ValueError`` if this strategy cannot treat the problem, before any work is done."""
+
+    def sample(self, p: Problem) -> Tensor:
+        """Draw one image a row."""
+        raise NotImplementedError
+
+    def _refuse(self, what: str, remedy: str) -> None:
+        raise ValueError(f"{type(self).__name__} needs {what}; {remedy}")
+
+
+@dataclass(frozen=True)
+class Guided(Strategy):
+    """A strategy that only says how the measurement enters the estimate of the clean image.
+
+    ``sampler`` is any of :mod:`invdiff.samplers`; the ladder has ``steps`` levels, evenly spaced in log sigma from
+    ``sigma_max`` to ``sigma_min``. ``None`` takes 4 times the prior's spread and 0.3 times the measurement noise (kept
+    within 0.02 and 0.08 of the prior's spread).
+    """
+
+    sampler: Sampler = DDIM(eta=1.0)
+    sigma_max: float | None = None
+    sigma_min: float | None = None
+
+    def estimate(self, p: Problem, x: Tensor, s: float) -> Estimate:
+        """E[x0 | x, y] and the noise direction, for states ``x`` at level ``s``."""
+        raise NotImplementedError
+
+    def start(self, p: Problem, s: float) -> Tensor:
+        """The state at the first level."""
+        return p.start(s)
+
+    def move(self, p: Problem, x: Tensor, s: float, t: float, memory: dict[str, Tensor]) -> Tensor:
+        """The state at level ``t``, from that at ``s``."""
+        return self.sampler.step(lambda x, s: self.estimate(p, x, s), x, s, t, p.randn, memory)
+
+    def sample(self, p: Problem) -> Tensor:
+        levels = ladder(self.steps, *p.levels(self.steps, self.sigma_max, self.sigma_min))
+        memory: dict[str, Tensor] = {}
+        return reverse(lambda x, s, t: self.move(p, x, s, t, memory), self.start(p, levels[0]), levels, p.tick)
+
+
+def posterior_estimate(x: Tensor, x0: Tensor, s: float) -> Estimate:
+    """An estimate whose noise direction is what remains of the state: ``eps = (x - x0) / s``."""
+    return Estimate(x0, (x - x0) / s)
+
+
+def likelihood_gradient(p: Problem, x: Tensor, s: float) -> tuple[Tensor, Tensor]:
+    """``(D(x, s), g)`` with ``g`` an estimate of the gradient of ``log p(y | x)``, through the prior.
+
+    ``g = grad_x [-|w|^2 / 2] / max(|w|^2 / m, 1)``, ``w = (y - A D(x, s)) / std(noise)``, ``m`` measured numbers: DPS's
+    gradient, where the unknown spread of ``y`` given ``x`` is estimated by the residual itself. Its size does not depend
+    on the number of pixels, on the noise level or on the other images of the batch.
+    """
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        x0 = p.denoise(x, s)
+        z = p.A.A(x0)
+        variance = p.noise.variance(z.detach()).clamp(min=float(p.sigma_y.min()) ** 2)
+        squares = per_row((p.y - z).square() / variance)
+        (gradient,) = torch.autograd.grad(-squares.sum() / 2, x)
+    return x0.detach(), gradient / (squares.detach() / p.size).clamp(min=1)
