@@ -1,0 +1,219 @@
+"""The command line: ``invdiff restore | demo | priors | solvers | train``.
+
+Heavy libraries are imported inside the commands, so that ``--help`` and typing mistakes answer at once. Mistakes end in
+one line ``error: ...`` and exit code 2; exit code 1 means that some pictures of many failed, 130 that you stopped it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from typer.core import TyperGroup
+
+from invdiff import __version__
+
+
+class _Commands(TyperGroup):
+    """Commands whose errors are one line, not a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (ValueError, TypeError, OSError, ArithmeticError, MemoryError) as error:
+            typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            typer.echo("stopped; finished pictures are kept, nothing is half-written", err=True)
+            raise typer.Exit(130) from None
+
+
+app = typer.Typer(
+    cls=_Commands,
+    help="Restore images with pretrained diffusion priors.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+main = app
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"invdiff {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@contextmanager
+def _bar() -> Iterator[Progress]:
+    console = Console(stderr=True)
+    columns = [TextColumn("{task.description}"), BarColumn(), TaskProgressColumn()]
+    with Progress(
+        *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, disable=not console.is_terminal
+    ) as bar:
+        yield bar
+
+
+@app.command()
+def restore(
+    source: Annotated[str, typer.Argument(metavar="INPUT", help="A picture, a folder, or a quoted pattern like 'in/*.png'.")],
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="The restored picture; a folder when INPUT is many.")],
+    task: Annotated[str, typer.Option(help="inpaint, deblur, superres or denoise.")],
+    mask: Annotated[Path | None, typer.Option(help="inpaint: white is known, black is filled. For many: a file for all, or a folder of NAME.png.")] = None,
+    kernel: Annotated[str | None, typer.Option(help="deblur: gaussian:SIGMA, motion:LENGTH,ANGLE, disk:RADIUS, or a picture of the kernel.")] = None,
+    scale: Annotated[int | None, typer.Option(help="superres: how many times larger.")] = None,
+    noise: Annotated[float | None, typer.Option(help="Standard deviation of the noise, white being 1. [default: inpaint 0.01, deblur and superres 0.02, denoise estimated]", show_default=False)] = None,
+    solver: Annotated[str, typer.Option(help="A strategy; `invdiff solvers` lists them.")] = "auto",
+    steps: Annotated[int | None, typer.Option(help="Steps of the strategy; its own default if not given.")] = None,
+    samples: Annotated[int | None, typer.Option(help="Images drawn; the result is their mean. 1 gives a single, sharper sample.")] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same result.")] = 0,
+    uncertainty: Annotated[Path | None, typer.Option(help="Also write the standard deviation, as .png; for many: a folder.")] = None,
+    prior: Annotated[str, typer.Option(help="A prior (`invdiff priors` lists them) or a .safetensors file.")] = "natural",
+    batch_size: Annotated[int | None, typer.Option(help="Samples computed together; less needs less memory.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ... [default: cuda where there is one]", show_default=False)] = None,
+) -> None:  # fmt: skip
+    """Restore photographs: fill in, deblur, enlarge or denoise.
+
+    Pictures of many that have a result already are skipped: delete the result to have it made again.
+    """
+    from invdiff.restore import Job, Restorer, Settings, find_jobs, is_many
+
+    settings = Settings(task, mask, kernel, scale, noise, solver, steps, samples, seed, prior, batch_size, device)
+    if is_many(source):
+        _restore_many(settings, find_jobs(source, output, mask, uncertainty))
+        return
+    job = Job(Path(source), output, mask, uncertainty)
+    job.check()
+    with _bar() as bar:
+        line = bar.add_task(Path(source).name, total=1.0)
+        report = Restorer(settings)(job, lambda done: bar.update(line, completed=done))
+    _tell(job, report)
+
+
+def _restore_many(settings: Any, jobs: list[Any]) -> None:
+    from invdiff.restore import Restorer
+
+    for job in jobs:
+        job.check()
+    todo = [job for job in jobs if not job.done]
+    restorer = Restorer(settings) if todo else None
+    failed = []
+    with _bar() as bar:
+        whole = bar.add_task("all", total=len(todo))
+        for i, job in enumerate(todo):
+            line = bar.add_task(job.source.name, total=1.0)
+            try:
+                for path in filter(None, (job.target, job.uncertainty)):
+                    path.parent.mkdir(parents=True, exist_ok=True)
+
+                def progress(done: float, line: Any = line, i: int = i) -> None:
+                    bar.update(line, completed=done)
+                    bar.update(whole, completed=i + done)
+
+                _tell(job, restorer(job, progress))  # type: ignore[misc]
+            except (ValueError, TypeError, OSError, ArithmeticError, MemoryError) as error:
+                failed.append(f"{job.source}: {' '.join(str(error).split())}")
+                typer.echo(f"error: {failed[-1]}", err=True)
+            bar.remove_task(line)
+    typer.echo(
+        f"{len(todo) - len(failed)} restored, {len(jobs) - len(todo)} skipped (already there), {len(failed)} failed"
+    )
+    for failure in failed:
+        typer.echo(f"  failed: {failure}")
+    if failed:
+        raise typer.Exit(1)
+
+
+def _tell(job: Any, report: Any) -> None:
+    for notice in report.notices:
+        typer.echo(f"note: {notice}", err=True)
+    typer.echo(
+        f"{job.target}: {report.size[1]}x{report.size[0]}, noise {report.noise:.3g}, {report.nfe} network evaluations a "
+        f"sample, {report.seconds:.1f} s, {report.solver}"
+    )
+    if report.white is not None:
+        typer.echo(f"{job.uncertainty}: standard deviation, white is {report.white:.4g}")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the sheet.")] = Path("invdiff-demo"),
+    images: Annotated[
+        str, typer.Option(help="few: a photograph a task; all: every photograph for every task.")
+    ] = "few",
+) -> None:
+    """Degrade and restore photographs that come with scikit-image; compare with total variation."""
+    from invdiff.demo import run
+
+    with _bar() as bar:
+        line = bar.add_task("demo", total=1.0)
+        path, table = run(out, images, lambda done, what: bar.update(line, completed=done, description=what))
+    Console().print(table)
+    typer.echo(f"sheet: {path}")
+
+
+@app.command("priors")
+def list_priors() -> None:
+    """List the priors that ship."""
+    from invdiff import priors
+
+    for name in priors.names():
+        typer.echo(f"{name:12} {_first_sentence(priors.card(name).partition(chr(10))[2])}")
+
+
+@app.command("solvers")
+def list_solvers() -> None:
+    """List the strategies."""
+    from invdiff import solvers
+
+    for name in solvers.names():
+        typer.echo(f"{name:12} {_first_sentence(type(solvers.get(name)).__doc__ or '')}")
+
+
+def _first_sentence(text: str) -> str:
+    return text.strip().partition("\n")[0]
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Option(help="A recipe that ships, or a YAML file.")],
+    data: Annotated[Path, typer.Option(help="Folder of images.")],
+    out: Annotated[Path, typer.Option(help="Folder for the weights; a stopped run goes on from there.")],
+    minutes: Annotated[float | None, typer.Option(help="Stop after this time.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Override the recipe's number of steps.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
+) -> None:  # fmt: skip
+    """Train a prior on a folder of images."""
+    from dataclasses import replace
+
+    from invdiff.priors.training import Recipe
+    from invdiff.priors.training import train as run
+
+    for name, value in (("minutes", minutes), ("steps", steps)):
+        if value is not None and not value > 0:
+            raise ValueError(f"--{name} is positive, got {value}")
+    chosen = Recipe.load(recipe)
+    if steps is not None:
+        chosen = replace(chosen, steps=steps)
+    with _bar() as bar:
+        line = bar.add_task(chosen.name, total=1.0)
+
+        def report(step: int, done: float, loss: float) -> None:
+            bar.update(line, completed=done, description=f"{chosen.name}: step {step}, loss {loss:.4f}")
+
+        path = run(chosen, data, out, minutes=minutes, device=device, report=report)
+    typer.echo(f"weights: {path}")
