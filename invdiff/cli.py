@@ -146,7 +146,7 @@ def _tell(job: Any, report: Any) -> None:
         f"sample, {report.seconds:.1f} s, {report.solver}"
     )
     if report.white is not None:
-        typer.echo(f"{job.uncertainty}: standard deviation, white is {report.white:.4g}")
+        typer.echo(f"{job.uncertainty}: standard deviation, white is {report.white:.6g}")
 
 
 @app.command()
@@ -155,13 +155,14 @@ def demo(
     images: Annotated[
         str, typer.Option(help="few: a photograph a task; all: every photograph for every task.")
     ] = "few",
+    prior: Annotated[str, typer.Option(help="A prior or a .safetensors file.")] = "natural",
 ) -> None:
     """Degrade and restore photographs that come with scikit-image; compare with total variation."""
     from invdiff.demo import run
 
     with _bar() as bar:
         line = bar.add_task("demo", total=1.0)
-        path, table = run(out, images, lambda done, what: bar.update(line, completed=done, description=what))
+        path, table = run(out, images, prior, lambda done, what: bar.update(line, completed=done, description=what))
     Console().print(table)
     typer.echo(f"sheet: {path}")
 
