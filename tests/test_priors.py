@@ -1,0 +1,253 @@
+"""The denoising network, its weights files, the registry of priors, and the wrapper for any denoiser."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from deepinv.models import Denoiser, MedianFilter
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from invdiff import priors
+from invdiff.priors import DenoisingUNet, Gaussian, NetworkConfig, as_prior, network, registry
+from invdiff.priors.weights_io import save_weights
+
+
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def net() -> DenoisingUNet:
+    """A small network whose layers all matter: those that start at zero get random weights."""
+    return tiny(seed=0)
+
+
+def tiny(seed: int, channels: int = 3) -> DenoisingUNet:
+    unet = DenoisingUNet(NetworkConfig(channels=channels, widths=(8, 16), blocks=1, patch=2)).requires_grad_(False)
+    for i, (_, p) in enumerate(sorted(unet.named_parameters())):
+        fan_in = p[0].numel() if p.ndim > 1 else 4
+        p.copy_(
+            (randn(*p.shape, seed=100 * seed + i) / math.sqrt(2 * fan_in)).half()
+        )  # a file in fp16 holds them exactly
+    return unet.eval()
+
+
+@pytest.fixture(params=["bf16", "float32"])
+def precision(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Run in bf16 where this machine does so by itself, and in float32; the tolerance in units of the image."""
+    if request.param == "bf16" and network._has_bf16(torch.device("cpu")):
+        return {"rtol": 0.0, "atol": 1e-2}
+    monkeypatch.setattr(network, "_has_bf16", lambda device: False)
+    return {"rtol": 0.0, "atol": 2e-6}
+
+
+# Network
+
+
+def test_images_of_a_batch_do_not_mix(net: DenoisingUNet, precision: Any) -> None:
+    x, sigma = 0.5 + randn(3, 3, 24, 20), torch.tensor([0.05, 0.4, 3.0])
+    together = net(x, sigma)
+    for i in range(3):
+        torch.testing.assert_close(net(x[i : i + 1], float(sigma[i])), together[i : i + 1], **precision)
+    assert float((net(x, 0.4) - together)[0].abs().max()) > 10 * precision["atol"]  # the noise level does matter
+
+
+def test_odd_sizes_are_padded_by_reflection(net: DenoisingUNet, precision: Any) -> None:
+    x = 0.5 + randn(2, 3, 37, 31)
+    out = net(x, 0.3)
+    assert out.shape == x.shape
+    padded = F.pad(x, (0, 1, 0, 3), mode="reflect")
+    torch.testing.assert_close(out, net(padded, 0.3)[..., :37, :31], **precision)
+    assert net(x[..., :1, :2], 0.3).shape == (2, 3, 1, 2)  # too small to reflect
+
+
+def test_a_pixel_depends_on_its_neighbourhood_only(net: DenoisingUNet, precision: Any) -> None:
+    x = 0.5 + randn(1, 3, 96, 96)
+    whole, part = net(x, 0.3), net(x[..., 16:80, 16:80], 0.3)
+    torch.testing.assert_close(part[..., 28:36, 28:36], whole[..., 44:52, 44:52], **precision)
+
+
+def test_gray_images_are_their_three_equal_channels(net: DenoisingUNet) -> None:
+    x = 0.5 + randn(2, 1, 16, 12)
+    out = net(x, 0.3)
+    assert out.shape == x.shape
+    torch.testing.assert_close(out, net(x.expand(-1, 3, -1, -1), 0.3).mean(1, keepdim=True), rtol=0, atol=1e-6)
+    for channels, wrong in ((3, 2), (1, 3), (2, 1)):
+        with pytest.raises(ValueError, match=rf"\(B, {channels}, H, W\)"):
+            tiny(0, channels)(torch.zeros(1, wrong, 8, 8), 0.1)
+    with pytest.raises(ValueError, match="batch axis"):
+        net(x[0], 0.1)
+
+
+def test_preconditioning_beyond_the_trained_range(net: DenoisingUNet, precision: Any) -> None:
+    n = randn(1, 3, 16, 16)
+    x = 0.2 + 0.1 * n
+    torch.testing.assert_close(net(x, 1e-6), x, rtol=0, atol=1e-5)
+    fresh = DenoisingUNet(NetworkConfig(widths=(8, 16), blocks=1, patch=2))  # its last layer is zero: F = 0
+    torch.testing.assert_close(fresh(0.5 + 1e3 * n, 1e3), torch.full_like(n, 0.5), rtol=0, atol=1e-3)
+    torch.testing.assert_close(fresh(x, 0.25), 0.5 + (x - 0.5) / 2)
+    # Pure noise looks the same at every level past the range, as long as the network is told the same level.
+    torch.testing.assert_close(net(0.5 + 1e3 * n, 1e3), net(0.5 + 1e4 * n, 1e4), rtol=0, atol=precision["atol"] + 1e-3)
+
+
+def test_network_is_differentiable_and_keeps_float64(net: DenoisingUNet) -> None:
+    double = tiny(seed=0).double()
+    x = (0.5 + randn(1, 3, 8, 8).double()).requires_grad_()
+    out = double(x, 0.3)
+    assert out.dtype == torch.float64
+    direction = randn(1, 3, 8, 8, seed=1).double()
+    (grad,) = torch.autograd.grad((out * direction).sum(), x)
+    step = randn(1, 3, 8, 8, seed=2).double()
+    numeric = ((double(x + 1e-5 * step, 0.3) - double(x - 1e-5 * step, 0.3)) * direction).sum() / 2e-5
+    torch.testing.assert_close((grad * step).sum(), numeric, rtol=1e-6, atol=0)
+    torch.testing.assert_close(net(x.detach().float(), 0.3).double(), out.detach(), rtol=0, atol=2e-2)
+
+
+# Weights files and the registry
+
+
+@pytest.fixture
+def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, net: DenoisingUNet) -> Path:
+    """A weights folder with one prior, its card and its checksum."""
+    save_weights(net, tmp_path / "tiny.safetensors")
+    (tmp_path / "tiny.md").write_text("# tiny\n")
+    digest = hashlib.sha256((tmp_path / "tiny.safetensors").read_bytes()).hexdigest()
+    (tmp_path / "SHA256SUMS").write_text(f"{digest}  tiny.safetensors\n")
+    monkeypatch.setattr(registry, "WEIGHTS", tmp_path)
+    return tmp_path
+
+
+def test_load_by_name_and_by_path(shipped: Path, net: DenoisingUNet, precision: Any) -> None:
+    assert priors.names() == ["tiny"]
+    assert priors.card("tiny") == "# tiny\n"
+    x = 0.5 + randn(1, 3, 16, 16)
+    for loaded in (priors.load("tiny"), priors.load(shipped / "tiny.safetensors"), pickle.loads(pickle.dumps(net))):
+        assert loaded.config == net.config
+        assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
+        assert all(torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), net.state_dict().values()))
+        torch.testing.assert_close(loaded(x, 0.3), net(x, 0.3), **precision)
+
+
+def test_unknown_names(shipped: Path) -> None:
+    with pytest.raises(ValueError, match=r"unknown prior 'natrual'; priors that ship: tiny"):
+        priors.load("natrual")
+    with pytest.raises(ValueError, match="unknown prior 'x'"):
+        priors.card("x")
+
+
+def test_damaged_install(shipped: Path) -> None:
+    path = shipped / "tiny.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(ValueError, match="corrupt install"):
+        priors.load("tiny")
+    path.write_bytes(whole)
+    priors.load("tiny")
+    (shipped / "SHA256SUMS").unlink()
+    with pytest.raises(ValueError, match="corrupt install"):
+        priors.load("tiny")
+
+
+def test_bad_files(shipped: Path, tmp_path: Path) -> None:
+    whole = (shipped / "tiny.safetensors").read_bytes()
+    path = tmp_path / "mine.safetensors"
+    with pytest.raises(ValueError, match="no such file"):
+        priors.load(path)
+    for content in (whole[: len(whole) // 2], whole[:4], b"", b"not weights at all"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="not a readable safetensors file"):
+            priors.load(path)
+    save_file({"weight": torch.zeros(3)}, path)
+    with pytest.raises(ValueError, match="not one of an invdiff network"):
+        priors.load(path)
+    config = json.dumps({"widths": [8, 16], "blocks": 2})
+    save_file({"weight": torch.zeros(3)}, path, {"format": "invdiff-unet", "config": config})
+    with pytest.raises(ValueError, match="do not fit"):
+        priors.load(path)
+
+
+def test_every_prior_that_ships_loads_and_has_a_card() -> None:
+    listed = (registry.WEIGHTS / "SHA256SUMS").read_text().split()[1::2] if priors.names() else []
+    assert sorted(listed) == [f"{name}.safetensors" for name in priors.names()]
+    for name in priors.names():
+        prior = priors.load(name)
+        x0 = torch.full((1, prior.config.channels, 32, 32), 0.6)
+        x = x0 + 0.2 * randn(*x0.shape)
+        assert float((prior(x, 0.2) - x0).square().mean().sqrt()) < 0.1  # half of the noise at most is left
+        assert "Data and terms" in priors.card(name)
+
+
+# Any denoiser as a prior
+
+
+class Shrink(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, x: Tensor, sigma: float | Tensor) -> Tensor:
+        return self.gain * x / (1 + sigma**2)
+
+
+def test_functions_and_modules_become_priors() -> None:
+    x, level = randn(2, 3, 4, 4), torch.full((2,), 0.5)
+    for prior in (as_prior(lambda x, sigma: 2 * x / (1 + sigma**2)), as_prior(Shrink()), as_prior(Shrink().forward)):
+        assert isinstance(prior, Denoiser)
+        assert (prior.mean, prior.std, prior.sigma_min, prior.sigma_max) == (0.5, 0.25, 0.002, 20.0)
+        for sigma in (0.5, level, level[:1], level[0]):  # (B,) would not broadcast against (B, C, H, W)
+            torch.testing.assert_close(prior(x, sigma), 1.6 * x)
+        assert as_prior(prior) is prior
+    assert len(list(as_prior(Shrink()).parameters())) == 1  # so that .to(device) reaches them
+
+
+def test_a_level_an_image_is_handed_on() -> None:
+    seen: list[Any] = []
+
+    def record(x: Tensor, sigma: float | Tensor) -> Tensor:
+        seen.append(sigma)
+        return x
+
+    level = torch.tensor([0.1, 0.2])
+    as_prior(record)(randn(2, 1, 4, 4), level)
+    assert seen[0] is level
+
+
+def test_metadata_of_the_denoiser_is_kept(net: DenoisingUNet) -> None:
+    module = Shrink()
+    module.mean, module.sigma_max = 0.0, 80.0  # type: ignore[assignment]
+    module.std = module.forward  # type: ignore[assignment]  # a method of that name is no number
+    prior = as_prior(module)
+    assert (prior.mean, prior.std, prior.sigma_min, prior.sigma_max) == (0.0, 0.25, 0.002, 80.0)
+    gaussian = Gaussian(0.5, torch.ones(1, 2, 2))
+    for complete in (net, gaussian):
+        assert as_prior(complete) is complete
+    x = randn(1, 3, 8, 8)
+    median = MedianFilter(kernel_size=3)
+    assert torch.equal(as_prior(median)(x, 0.1), median(x, 0.1))
+
+
+@pytest.mark.parametrize("wrong", [None, 0.5, torch.zeros(3), "natural", Shrink])
+def test_not_a_denoiser(wrong: Any) -> None:
+    with pytest.raises(TypeError, match=r"called as prior\(x, sigma\)"):
+        as_prior(wrong)
+
+
+def test_import_adds_little_to_that_of_deepinv() -> None:
+    code = (
+        "import sys, deepinv.models, deepinv.physics; before = set(sys.modules); import invdiff.priors; "
+        "print(*sorted({m.split('.')[0] for m in set(sys.modules) - before} - sys.stdlib_module_names))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    added = {name for name in run.stdout.split() if not name.startswith("_")}
+    assert added <= {"invdiff", "yaml"}
