@@ -14,6 +14,13 @@ operator                SVD        closed prox   adjoint    image sizes
 ``Blur``, valid         no         no (CG)       yes        any
 ``Blur``, reflect       no         no (CG)       yes        any
 ``Downsampling``        yes        yes           yes        multiples of the factor
+``MRI``                 yes        yes           yes        the mask's, two channels
+``MultiCoilMRI``        no         no (CG)       yes        the mask's, two channels
+``Tomography``          no         no (CG)       yes        the square one given
+``PhaseRetrieval``      no         no            nonlinear  the one given
+``Saturation``          no         no            nonlinear  any
+``GammaQuantisation``   no         no            nonlinear  any
+``NonlinearBlur``       no         no            nonlinear  any
 ``from_callable``       no         no            nonlinear  any, or the one given
 ======================  =========  ============  =========  =========================================
 
@@ -29,10 +36,21 @@ from invdiff.operators.blur import (
     motion_kernel,
     parse_kernel,
 )
+from invdiff.operators.conformance import Report, check
 from invdiff.operators.downsampling import Downsampling
 from invdiff.operators.masks import Inpainting, box_mask, line_mask, mask_from_image, random_mask
+from invdiff.operators.mri import (
+    MRI,
+    MultiCoilMRI,
+    equispaced_mask,
+    poisson_disc_mask,
+    radial_mask,
+    random_lines_mask,
+)
 from invdiff.operators.noise import Gaussian, Noise, Poisson, PoissonGaussian, as_noise
+from invdiff.operators.nonlinear import GammaQuantisation, NonlinearBlur, PhaseRetrieval, Saturation
 from invdiff.operators.simple import CompressedSensing, Decolorize, Denoising, FromCallable, from_callable
+from invdiff.operators.tomography import Tomography
 
 __all__ = [
     "Blur",
@@ -41,18 +59,28 @@ __all__ = [
     "Denoising",
     "Downsampling",
     "FromCallable",
+    "GammaQuantisation",
     "Gaussian",
     "Inpainting",
     "Linear",
+    "MRI",
+    "MultiCoilMRI",
     "Noise",
     "Nonlinear",
+    "NonlinearBlur",
+    "PhaseRetrieval",
     "Poisson",
     "PoissonGaussian",
+    "Report",
+    "Saturation",
     "Spectral",
+    "Tomography",
     "as_noise",
     "box_mask",
+    "check",
     "conjugate_gradient",
     "disk_kernel",
+    "equispaced_mask",
     "from_callable",
     "gaussian_kernel",
     "kernel_from_image",
@@ -60,5 +88,8 @@ __all__ = [
     "mask_from_image",
     "motion_kernel",
     "parse_kernel",
+    "poisson_disc_mask",
+    "radial_mask",
+    "random_lines_mask",
     "random_mask",
 ]

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from invdiff.operators.base import Linear, Spectral, conjugate_gradient
+from invdiff.operators.base import Linear, Spectral
 
 
 def hartley(x: Tensor) -> Tensor:
