@@ -149,11 +149,11 @@ class NonlinearBlur(Nonlinear):
         return camera_response(self.blur.A(inverse_camera_response(x, self.gamma)), self.gamma)
 
 
-_TOE = 0.01  # light at which the curve turns from straight to power law
+_TOE = 0.002  # light at which the curve turns from straight to power law; the slope at 0 is then about that of sRGB
 
 
 def camera_response(light: Tensor, gamma: float = 2.2) -> Tensor:
-    """``g(u) = ((u + t)^(1/gamma) - t^(1/gamma)) / ((1 + t)^(1/gamma) - t^(1/gamma))``, ``t = 0.01``, odd about 0.
+    """``g(u) = ((u + t)^(1/gamma) - t^(1/gamma)) / ((1 + t)^(1/gamma) - t^(1/gamma))``, ``t = 0.002``, odd about 0.
 
     A gamma curve from (0, 0) to (1, 1) with a finite slope at 0, as in sRGB, where that of ``u^(1/gamma)`` is infinite.
     """

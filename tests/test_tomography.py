@@ -48,7 +48,7 @@ def line_integrals(points: Tensor, directions: Tensor) -> Tensor:
 
 def exact(A: Tomography, center: float = 0.0, pitch: float = 1.0, source: float = 0.0, behind: float = 0.0) -> Tensor:
     """The sinogram of :func:`ellipses`, from the places of source and detector elements (pixels)."""
-    size, (_, _, views, detectors) = A.img_size[1], A.A(torch.zeros(1, 1, *A.img_size[1:])).shape
+    size, views, detectors = A.geometry.size, len(A.angles), A.geometry.detectors
     theta = torch.deg2rad(A.angles).view(views, 1, 1)
     along = torch.cat([theta.cos(), theta.sin()], -1)
     forward = torch.cat([-theta.sin(), theta.cos()], -1)
