@@ -53,6 +53,7 @@ from invdiff.operators.simple import CompressedSensing, Decolorize, Denoising, F
 from invdiff.operators.tomography import Tomography
 
 __all__ = [
+    "MRI",
     "Blur",
     "CompressedSensing",
     "Decolorize",
@@ -63,7 +64,6 @@ __all__ = [
     "Gaussian",
     "Inpainting",
     "Linear",
-    "MRI",
     "MultiCoilMRI",
     "Noise",
     "Nonlinear",

@@ -45,14 +45,14 @@ class Downsampling(Convolution, Spectral):
                 raise ValueError(f'kernel is "average", "bicubic" or a tensor, got "{kernel}"')
             line = torch.ones(factor) if kernel == "average" else _bicubic(factor)
             kernel = line[:, None] * line
-        h, w = kernel.shape[-2:]
+        super().__init__(kernel, noise)
+        h, w = self.kernel.shape[-2:]
         if (h - factor) % 2 or (w - factor) % 2:
             raise ValueError(
                 f"a kernel of {h}x{w} would shift the image by half a pixel at factor {factor}; "
                 f"give it {'odd' if factor % 2 else 'even'} sides, e.g. gaussian_kernel(sigma, size={2 * factor})"
             )
-        super().__init__(kernel, ((h + factor) // 2 - 1, (w + factor) // 2 - 1), noise)
-        self.factor = factor
+        self.factor, self.centre = factor, ((h + factor) // 2 - 1, (w + factor) // 2 - 1)
 
     def _singular_values(self, spectrum: Tensor) -> Tensor:
         f, (h, w) = self.factor, spectrum.shape[-2:]
