@@ -9,6 +9,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 import deepinv
 import torch
@@ -40,12 +41,12 @@ def main(size: int = 256, views: int = 180) -> None:
         theirs.A_adjoint(z)  # its first call sets up
         found = medians(
             {
-                "A": lambda x=x: ours.A(x),
-                "A deepinv": lambda x=x: theirs.A(x),
-                "A_adjoint": lambda y=y: ours.A_adjoint(y),
-                "A_adjoint deepinv": lambda z=z: theirs.A_adjoint(z),
-                "fbp": lambda y=y: ours.fbp(y),
-                "fbp deepinv": lambda z=z: theirs.fbp(z),
+                "A": partial(ours.A, x),
+                "A deepinv": partial(theirs.A, x),
+                "A_adjoint": partial(ours.A_adjoint, y),
+                "A_adjoint deepinv": partial(theirs.A_adjoint, z),
+                "fbp": partial(ours.fbp, y),
+                "fbp deepinv": partial(theirs.fbp, z),
             }
         )
         for name in ("A", "A_adjoint", "fbp"):

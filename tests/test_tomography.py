@@ -166,8 +166,11 @@ def test_filtered_back_projection_of_a_disk(angles: Any, geometry: Any, options:
 
 
 def test_filtered_back_projection_of_smooth_ellipses() -> None:
-    for A in (Tomography(64, 120), Tomography(64, 240, "fan")):
-        assert relative(A.fbp(A.A(ellipses(64))), ellipses(64)) < 0.01
+    x, at = ellipses(64), torch.arange(64) - 31.5
+    circle = at[:, None] ** 2 + at**2 < 31**2  # beyond it, 64 detectors see a pixel in some views only
+    close = Tomography(64, 240, "fan", source_distance=60)
+    for A in (Tomography(64, 120, detectors=64), Tomography(64, 240, "fan"), close):
+        assert relative(A.fbp(A.A(x)) * circle, x) < 0.01
 
 
 def test_hann_window_is_smoother() -> None:
@@ -209,10 +212,10 @@ def test_matrices_are_shared_bounded_and_not_pickled(monkeypatch: pytest.MonkeyP
     (entry,) = tomography._matrices.values()
     assert entry[2] == sum(m.values().nbytes + m.col_indices().nbytes for m in entry[:2])
     monkeypatch.setattr(tomography, "CACHE_BYTES", 2 * entry[2])
-    for views in (38, 39, 40):
+    for views in (38, 39, 38, 37):
         Tomography(32, views).A(x)
         assert sum(size for *_, size in tomography._matrices.values()) <= tomography.CACHE_BYTES
-    assert [len(key[0].degrees) for key in tomography._matrices] == [39, 40]
+    assert [len(key[0].degrees) for key in tomography._matrices] == [38, 37]
 
 
 @pytest.mark.parametrize(
