@@ -97,15 +97,16 @@ def run(
     denoiser = priors.load(prior)
     pairs = list(zip(TASKS, PHOTOGRAPHS)) if images == "few" else [(t, name) for t in TASKS for name in PHOTOGRAPHS]
 
-    table = Table(title="PSNR in dB / SSIM", caption="TV: total variation at the weight that is best for the truth")
-    for column in ("task", "photograph", "corrupted", "TV", "invdiff", "seconds", "evaluations a sample"):
-        table.add_column(column, justify="left" if column in ("task", "photograph") else "right")
+    caption = "TV: total variation at the weight best for the truth. NFE: network evaluations a sample."
+    table = Table(title="PSNR in dB / SSIM", caption=caption)
+    for column in ("task", "photo", "corrupted", "TV", "invdiff", "seconds", "NFE"):
+        table.add_column(column, justify="left" if column in ("task", "photo") else "right", no_wrap=True)
     rows = []
     for i, (task, name) in enumerate(pairs):
         truth, A = photograph(name), task.operator(task.noise)
         y = A.measure(truth, seed=0)
         progress(i / len(pairs), f"{task.name}, {name}: total variation")
-        weights = [task.noise * 2.0**k for k in range(-6, 2)]
+        weights = [task.noise * 2.0**k for k in range(-5, 1)]
         baseline = best_tv(y, A, truth, weights).x
 
         def tick(done: int, total: int, i: int = i, what: str = f"{task.name}, {name}: invdiff") -> None:
@@ -114,7 +115,7 @@ def run(
         result = solve(y, A, denoiser, progress=tick)
         corrupted = task.show(y)
         figures = [scores(x, truth) for x in (corrupted, baseline, result.x)]
-        cells = [f"{psnr:.2f} / {ssim:.3f}" for psnr, ssim in figures]
+        cells = [f"{psnr:.2f}/{ssim:.3f}" for psnr, ssim in figures]
         table.add_row(task.name, name, *cells, f"{result.seconds:.1f}", str(result.nfe))
         rows.append(Row(f"{name}: {task.title}", [corrupted, baseline, result.x], figures, result.std, truth))
     write_atomically(path, lambda p: draw_sheet(p, rows))
