@@ -58,14 +58,19 @@ def test_a_step_shrinks_as_the_closed_form_says() -> None:
     torch.testing.assert_close(x, expected, atol=1e-5, rtol=0)
 
 
-def test_denoising_agrees_with_scikit_image() -> None:
+@pytest.mark.parametrize("seed", range(3))
+def test_denoising_agrees_with_scikit_image(seed: int) -> None:
+    """Measured over these draws: at most 1.3e-3 in a pixel, 8e-5 in the mean; eps keeps theirs from stopping early."""
     x = photograph(1)
     A = operators.Denoising(noise=0.1)
-    y = A.measure(x, 0)
+    y = A.measure(x, seed).double()
     ours = tv(y, A, 0.1, iterations=1000, box=False)
-    theirs = denoise_tv_chambolle(y[0, 0].double().numpy(), weight=0.1, eps=1e-9, max_num_iter=3000)
-    assert (ours[0, 0] - torch.from_numpy(theirs)).abs().max() < 2e-3
-    assert objective(ours, y, A, 0.1) <= objective(torch.from_numpy(theirs).float()[None, None], y, A, 0.1) * (1 + 1e-5)
+    theirs = torch.from_numpy(denoise_tv_chambolle(y[0, 0].numpy(), weight=0.1, eps=1e-12, max_num_iter=3000))[
+        None, None
+    ]
+    assert (ours - theirs).abs().max() < 2e-3
+    assert (ours - theirs).square().mean().sqrt() < 2e-4
+    assert objective(ours, y, A, 0.1) <= objective(theirs, y, A, 0.1) * (1 + 1e-5)
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -13,8 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from invdiff.priors.network import DenoisingUNet
-from invdiff.priors.weights_io import save_weights
 from PIL import Image
 from skimage import data
 from torch import Tensor
@@ -24,6 +22,8 @@ import invdiff
 from invdiff import demo, restore, solvers
 from invdiff.cli import app
 from invdiff.io import Meta, read_image, write_image
+from invdiff.priors.network import DenoisingUNet
+from invdiff.priors.weights_io import save_weights
 
 QUICK = ["--steps", "3", "--samples", "2"]
 
