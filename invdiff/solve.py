@@ -133,7 +133,7 @@ def solve(
 def _image_shape(y: Tensor, A: Physics) -> tuple[int, ...]:
     """(C, H, W) of the image: what the adjoint returns, or ``img_size``, or the shape of ``y``."""
     if isinstance(A, LinearPhysics):
-        return tuple(A.A_adjoint(y[:1]).shape[1:])
+        return tuple(A.A_adjoint(y).shape[1:])
     return tuple(getattr(A, "img_size", None) or y.shape[1:])
 
 

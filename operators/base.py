@@ -17,6 +17,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from deepinv import physics as dinv
 from torch import Tensor
@@ -58,7 +59,8 @@ class Nonlinear(dinv.Physics):
     def measure(self, x: Tensor, seed: int = 0) -> Tensor:
         """Noisy measurement of ``x``; image ``i`` draws from a generator seeded by ``(seed, i)``."""
         z, noise = self.A(x), as_noise(self.noise_model)
-        generators = [torch.Generator().manual_seed((seed << 20) + i) for i in range(len(z))]
+        seeds = [int(np.random.SeedSequence((seed, i)).generate_state(1)[0]) for i in range(len(z))]
+        generators = [torch.Generator().manual_seed(s) for s in seeds]
         if isinstance(noise.sigma, Tensor) and noise.sigma.numel() > 1:
             noises = [type(noise)(s) for s in noise.sigma]
         else:

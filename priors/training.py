@@ -21,6 +21,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from torch import Tensor
@@ -113,7 +114,7 @@ class Crops:
     def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
         """Clean crops (B, C, S, S) in [0, 1], noise levels (B,), and unit noise like the crops."""
         r = self.recipe
-        g = torch.Generator().manual_seed((r.seed << 32) + step)
+        g = torch.Generator().manual_seed(_seed(r.seed, step))
         crops = []
         for _ in range(r.batch):
             level = self.levels[_integer(len(self.levels), g)]
@@ -131,6 +132,11 @@ class Crops:
         x0[gray] = x0[gray].mean(1, keepdim=True).expand_as(x0[gray])
         noise[gray] = noise[gray][:, :1].expand_as(noise[gray])
         return x0, log_sigma.clamp(low, high).exp(), noise
+
+
+def _seed(*key: int) -> int:
+    """A seed for a key of several numbers; torch's CPU generator looks at 32 bits only."""
+    return int(np.random.SeedSequence(key).generate_state(1)[0])
 
 
 def _integer(high: int, g: torch.Generator) -> int:

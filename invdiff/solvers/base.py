@@ -81,18 +81,25 @@ def posterior_estimate(x: Tensor, x0: Tensor, s: float) -> Estimate:
     return Estimate(x0, (x - x0) / s)
 
 
-def likelihood_gradient(p: Problem, x: Tensor, s: float) -> tuple[Tensor, Tensor]:
-    """``(D(x, s), g)`` with ``g`` an estimate of the gradient of ``log p(y | x)``, through the prior.
+def likelihood_step(p: Problem, x: Tensor, s: float, weight: float) -> tuple[Tensor, Tensor]:
+    """``(x0, d)``: the prior's estimate ``x0 = D(x, s)`` and the step ``d`` that the measurement asks of it.
 
-    ``g = grad_x [-|w|^2 / 2] / max(|w|^2 / m, 1)``, ``w = (y - A D(x, s)) / std(noise)``, ``m`` measured numbers: DPS's
-    gradient, where the unknown spread of ``y`` given ``x`` is estimated by the residual itself. Its size does not depend
-    on the number of pixels, on the noise level or on the other images of the batch.
+    ``d = a weight s^2 g``, ``g = grad_x [-|w|^2 / 2] / max(|w|^2 / m, 1)``, ``w = (y - A x0) / std(noise)`` over the ``m``
+    measured numbers: ``g`` is DPS's gradient of ``log p(y | x)``, where the unknown spread of ``y`` given ``x`` is estimated
+    by the residual itself. ``a <= 1`` shortens the step to the one that minimises ``|w|`` along it, so that it can never
+    overshoot. Nothing here depends on the number of pixels, on the noise level or on the other images of the batch.
     """
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         x0 = p.denoise(x, s)
         z = p.A.A(x0)
-        variance = p.noise.variance(z.detach()).clamp(min=float(p.sigma_y.min()) ** 2)
-        squares = per_row((p.y - z).square() / variance)
+        deviation = p.noise.variance(z.detach()).sqrt().clamp(min=float(p.sigma_y.min()))
+        w = (p.y - z) / deviation
+        squares = per_row(w.square())
         (gradient,) = torch.autograd.grad(-squares.sum() / 2, x)
-    return x0.detach(), gradient / (squares.detach() / p.size).clamp(min=1)
+    x0, w, squares = x0.detach(), w.detach(), squares.detach()
+    step = weight * s**2 * gradient / (squares / p.size).clamp(min=1)
+    change = (p.A.A(x0 + step) - z.detach()) / deviation
+    along, length = per_row(w * change), per_row(change.square())
+    shorten = torch.where(length > 0, along / length.clamp(min=1e-30), 1.0).clamp(0, 1)
+    return x0, shorten * step

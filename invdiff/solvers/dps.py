@@ -9,17 +9,17 @@ from torch import Tensor
 
 from invdiff.problem import Problem
 from invdiff.samplers import Estimate
-from invdiff.solvers.base import Guided, likelihood_gradient, posterior_estimate
+from invdiff.solvers.base import Guided, likelihood_step, posterior_estimate
 
 
 @dataclass(frozen=True)
 class DPS(Guided):
     """Diffusion posterior sampling, for any differentiable operator and any noise with a likelihood.
 
-    ``x0_y = D(x, s) + weight s^2 g``, ``g`` the estimate of ``grad log p(y | x)`` of
-    :func:`~invdiff.solvers.base.likelihood_gradient`. The paper divides the gradient by the norm ``|r|`` of the residual
-    and tunes the factor for each task and size; here it is divided by ``max(|r|^2 / m, sigma_y^2)``, which has the same
-    direction and needs no tuning. One evaluation and one backward pass a step.
+    ``x0_y = D(x, s) + d``, ``d`` the step of :func:`~invdiff.solvers.base.likelihood_step`: ``s^2`` times an estimate of
+    ``grad log p(y | x)``. The paper divides the gradient by the norm ``|r|`` of the residual and tunes the factor for each
+    task and size; here it is divided by ``max(|r|^2 / m, sigma_y^2)``, which has the same direction, needs no tuning, and
+    is cut where it would overshoot. One evaluation and one backward pass a step.
 
     Chung et al. 2023, "Diffusion Posterior Sampling for General Noisy Inverse Problems", algorithm 1.
     """
@@ -35,5 +35,5 @@ class DPS(Guided):
     weight: float = 1.0
 
     def estimate(self, p: Problem, x: Tensor, s: float) -> Estimate:
-        x0, gradient = likelihood_gradient(p, x, s)
-        return posterior_estimate(x, x0 + self.weight * s**2 * gradient, s)
+        x0, step = likelihood_step(p, x, s, self.weight)
+        return posterior_estimate(x, x0 + step, s)

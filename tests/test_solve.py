@@ -1,0 +1,196 @@
+"""The one call: randomness, chunking, counting, what it accepts and what it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import deepinv
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from invdiff import Result, operators, priors, solve, solvers
+from invdiff.priors import covariance
+from invdiff.solvers import DDNM, DDRM, DPS, DDNMPlus, DiffPIR, PiGDM
+
+SIDE = 8
+EVERY = solvers.names()
+
+
+def prior() -> priors.Gaussian:
+    return priors.Gaussian(
+        torch.full((1, SIDE, SIDE), 0.5, dtype=torch.float64), covariance.Diagonal(torch.full((1, SIDE, SIDE), 0.04))
+    )
+
+
+def masks(batch: int) -> Tensor:
+    return torch.cat([operators.random_mask((SIDE, SIDE), 0.5, seed=i).reshape(1, 1, SIDE, SIDE) for i in range(batch)])
+
+
+def problem(batch: int = 5) -> tuple[Tensor, operators.Inpainting]:
+    A = operators.Inpainting(masks(batch), noise=0.05)
+    return A.measure(prior().sample(batch, seed=0).double(), seed=0), A
+
+
+def run(y: Tensor, A: deepinv.physics.Physics, name: str, **kwargs: object) -> Result:
+    return solve(y, A, prior(), name, steps=6, **kwargs)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_same_seed_same_sample(name: str) -> None:
+    """Alone, in a batch of 5 with masks of their own, with 1 or 8 samples, in chunks or not: the same numbers."""
+    y, A = problem()
+    whole = run(y, A, name, samples=8).samples
+    alone = run(y[:1], operators.Inpainting(masks(1), noise=0.05), name, samples=1).samples
+    chunked = run(y, A, name, samples=8, batch_size=3).samples
+    fewer = run(y, A, name, samples=2).samples
+    for other in (alone[0, 0] - whole[0, 0], chunked - whole, fewer - whole[:2]):
+        assert float(other.abs().max()) < 1e-10
+    assert float((whole[0] - whole[1]).abs().max()) > (1e-3 if name != "reddiff" else 1e-6)  # samples do differ
+    assert float((run(y, A, name, samples=1, seed=1).samples[0] - whole[0]).abs().max()) > 1e-6
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_evaluations_are_counted(name: str) -> None:
+    calls = []
+    inner = prior()
+
+    def counting(x: Tensor, sigma: float) -> Tensor:
+        calls.append(len(x))
+        return inner(x, sigma)
+
+    y, A = problem(1)
+    result = solve(y, A, counting, name, samples=2, steps=7, batch_size=2)
+    assert result.nfe == len(calls) and set(calls) == {2}
+
+
+def test_the_callers_generator_is_left_alone() -> None:
+    y, A = problem(1)
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    run(y, A, "diffpir", samples=1)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_out_of_memory_halves_the_chunk() -> None:
+    y, A = problem()
+    small_machine, tried = prior(), []
+    forward = small_machine.forward
+
+    def limited(x: Tensor, sigma: float) -> Tensor:
+        tried.append(len(x))
+        if len(x) > 6:
+            raise torch.OutOfMemoryError("no room")
+        return forward(x, sigma)
+
+    small_machine.forward = limited  # type: ignore[method-assign]
+    result = solve(y, A, small_machine, "diffpir", samples=4, steps=6)
+    assert tried[:3] == [20, 10, 5] and torch.equal(result.samples, run(y, A, "diffpir", samples=4).samples)
+
+
+def test_progress_reaches_the_end_once() -> None:
+    seen: list[tuple[int, int]] = []
+    y, A = problem()
+    run(y, A, "diffpir", samples=3, batch_size=4, progress=lambda done, total: seen.append((done, total)))
+    done = [d for d, _ in seen]
+    assert done == sorted(done) and done[-1] == seen[-1][1] == 3 * 5 * 6
+
+
+def test_accepts_plain_callables_and_deepinv_objects() -> None:
+    x = prior().sample(1, seed=4).float()
+    plain = solve(2 * x, lambda z: 2 * z, prior(), "dps", noise=0.1, steps=4, samples=1)
+    assert plain.samples.shape == (1, 1, 1, SIDE, SIDE)
+    physics = deepinv.physics.Denoising(deepinv.physics.GaussianNoise(0.1))
+    denoiser = deepinv.models.MedianFilter()
+    assert solve(x, physics, denoiser, samples=2, steps=3).x.shape == x.shape
+
+
+def test_poisson_noise_is_treated_by_dps_and_helps() -> None:
+    x = prior().sample(4, seed=1).clamp(0.05, 1)
+    A = operators.Denoising(noise=operators.Poisson(gain=0.05))
+    y = A.measure(x)
+    result = solve(y, A, prior(), samples=8, steps=40)
+    before, after = float((y - x).square().mean().sqrt()), float((result.x - x).square().mean().sqrt())
+    assert isinstance(result.solver, DPS) and after < 0.9 * before, (before, after)
+
+
+def test_result(tmp_path: Path) -> None:
+    y, A = problem(2)
+    result = run(y, A, "diffpir", samples=4)
+    assert torch.equal(result.x, result.mean) and result.std.shape == result.x.shape
+    assert bool((result.quantile(0.1) <= result.quantile(0.9)).all())
+    result.save(tmp_path / "out.npz")
+    saved = np.load(tmp_path / "out.npz")
+    assert np.array_equal(saved["samples"], result.samples.numpy())
+    assert json.loads(str(saved["settings"]))["solver"] == repr(result.solver)
+    assert [p.name for p in tmp_path.iterdir()] == ["out.npz"]
+    assert len(result.plot(1).axes) >= 3
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_settings_are_values(name: str) -> None:
+    strategy = solvers.get(name)
+    assert strategy == solvers.get(name) and hash(strategy) == hash(solvers.get(name))
+    assert "steps=" in repr(strategy) and strategy.reference.startswith("@")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        strategy.steps = 3  # type: ignore[misc]
+    for f in dataclasses.fields(strategy):
+        if isinstance(getattr(strategy, f.name), (int, float)):
+            with pytest.raises(ValueError, match=f.name):
+                dataclasses.replace(strategy, **{f.name: -1})
+
+
+BAD_INPUT = {
+    "integers": (lambda y, A: (y.int(), A, {}), TypeError, "divide|/ 255"),
+    "not a tensor": (lambda y, A: (y.numpy(), A, {}), TypeError, "torch tensor"),
+    "nan": (lambda y, A: (y * math.nan, A, {}), ValueError, "NaN"),
+    "no batch axis": (lambda y, A: (y[0, 0], A, {}), ValueError, "shape"),
+    "wrong shape": (lambda y, A: (y[..., :-1], A, {}), ValueError, "shape"),
+    "empty batch": (lambda y, A: (y[:0], A, {}), ValueError, "at least one"),
+    "bytes as floats": (lambda y, A: (255 * y, A, {}), ValueError, "255"),
+    "values outside the mask": (lambda y, A: (torch.ones_like(y), A, {}), ValueError, "outside the operator's range"),
+    "unknown solver": (lambda y, A: (y, A, {"solver": "dsp"}), ValueError, "known: auto, dps, mcg"),
+    "negative noise": (lambda y, A: (y, A, {"noise": -0.1}), ValueError, "not negative"),
+    "nan noise": (lambda y, A: (y, A, {"noise": math.nan}), ValueError, "finite"),
+    "no samples": (lambda y, A: (y, A, {"samples": 0}), ValueError, "samples must be at least 1"),
+    "no steps": (lambda y, A: (y, A, {"steps": 0}), ValueError, "steps must be at least 1"),
+    "not an operator": (lambda y, A: (y, 3, {}), TypeError, "callable"),
+    "all zero callable": (lambda y, A: (y, lambda x: 0 * x, {}), ValueError, "measures nothing"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_is_refused_before_any_evaluation(case: str) -> None:
+    make, kind, words = BAD_INPUT[case]
+
+    def never(x: Tensor, sigma: float) -> Tensor:
+        raise RuntimeError("the prior was called")
+
+    y, A, kwargs = make(*problem(2))
+    with pytest.raises(kind, match=words) as error:
+        solve(y, A, never, **{"solver": "diffpir", **kwargs})
+    assert "\n" not in str(error.value)
+
+
+def test_strategies_refuse_what_they_cannot_do() -> None:
+    y, A = problem(1)
+    for strategy in (PiGDM(), DDRM(), DDNMPlus(), DiffPIR()):
+        with pytest.raises(ValueError, match="Gaussian noise"):
+            solve(y.clamp(min=0), A, prior(), strategy, noise=operators.Poisson(0.1))
+    blur = operators.Blur(torch.ones(3, 3), noise=0.05, boundary="valid")
+    for strategy in (DDRM(), DDNMPlus()):
+        with pytest.raises(ValueError, match="singular value"):
+            solve(blur.measure(prior().sample(1, seed=0)), blur, prior(), strategy)
+    for strategy in (PiGDM(), DDNM(), DiffPIR(), solvers.MCG()):
+        with pytest.raises(ValueError, match="linear"):
+            solve(y, lambda x: x**2, prior(), strategy, noise=0.1)
+
+
+def test_a_prior_that_breaks_raises() -> None:
+    y, A = problem(1)
+    with pytest.raises(FloatingPointError, match="finite"):
+        solve(y, A, lambda x, s: x * math.nan, "diffpir")
