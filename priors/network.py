@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -58,6 +59,15 @@ class _Residual(nn.Module):
         return x + self.conv2(F.silu(h * (1 + scale) + shift))
 
 
+class _Level(nn.ModuleList):
+    """The residual blocks of one resolution, one after the other."""
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        for block in self:
+            x = block(x, emb)
+        return x
+
+
 class DenoisingUNet(Denoiser):
     r"""Denoiser :math:`D(x,\sigma) \approx E[x_0 \mid x_0 + \sigma n = x]` (module docstring for the formula).
 
@@ -80,10 +90,10 @@ class DenoisingUNet(Denoiser):
         self.embed = nn.Sequential(nn.Linear(12, emb), nn.SiLU(), nn.Linear(emb, emb), nn.SiLU())
         self.stem = nn.Conv2d(pixels, widths[0], 3, padding=1)
 
-        def level(w: int) -> nn.ModuleList:
-            return nn.ModuleList(_Residual(w, emb) for _ in range(config.blocks))
+        def level(w: int) -> _Level:
+            return _Level(_Residual(w, emb) for _ in range(config.blocks))
 
-        pairs = list(zip(widths, widths[1:]))
+        pairs = list(pairwise(widths))
         self.encoder = nn.ModuleList(level(w) for w in widths)
         self.down = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in pairs)
         self.up = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, stride=2) for a, b in pairs)
@@ -98,16 +108,13 @@ class DenoisingUNet(Denoiser):
         emb = self.embed(torch.cat([phase.sin(), phase.cos()], dim=1))
         h = self.stem(F.pixel_unshuffle(x, self.config.patch))
         skips = []
-        for i, blocks in enumerate(self.encoder):
+        for i, level in enumerate(self.encoder):
             if i:
                 skips.append(h)
                 h = self.down[i - 1](h)
-            for block in blocks:  # type: ignore[union-attr]
-                h = block(h, emb)
+            h = level(h, emb)
         for i in reversed(range(len(skips))):
-            h = self.up[i](h) + skips[i]
-            for block in self.decoder[i]:  # type: ignore[union-attr]
-                h = block(h, emb)
+            h = self.decoder[i](self.up[i](h) + skips[i], emb)
         return F.pixel_shuffle(self.head(h), self.config.patch)
 
     @property

@@ -75,7 +75,8 @@ class Recipe:
         unknown = set(values) - {f.name for f in fields(cls)}
         if unknown:
             raise ValueError(f"recipe {name}: unknown keys {sorted(unknown)}; allowed: {[f.name for f in fields(cls)]}")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        values |= {k: tuple(v) for k, v in values.items() if isinstance(v, list)}
+        return cls(**values)
 
     def network(self) -> NetworkConfig:
         """The part of the recipe that shapes the network."""
@@ -260,7 +261,7 @@ class _Checkpoint:
         from safetensors import safe_open
 
         with safe_open(self.path, "pt") as f:
-            meta, tensors = f.metadata(), {k: f.get_tensor(k) for k in f.keys()}
+            meta, tensors = f.metadata(), {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 (f is not a dict)
         try:
             for prefix, module in (("net.", self.net), ("ema.", self.ema)):
                 module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -32,13 +33,14 @@ def load_weights(path: str | Path) -> DenoisingUNet:
     try:
         with safe_open(path, "pt") as f:
             metadata = f.metadata() or {}
-            tensors = {k: f.get_tensor(k).float() for k in f.keys()}
+            tensors = {k: f.get_tensor(k).float() for k in f.keys()}  # noqa: SIM118 (f is not a dict)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is not a readable safetensors file ({error}); it may be truncated, get it again") from error
     if metadata.get("format") != "invdiff-unet":
         raise ValueError(f"{path} is a safetensors file, but not one of an invdiff network (written by `invdiff train`)")
-    config = json.loads(metadata["config"])
-    net = DenoisingUNet(NetworkConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}))
+    config: dict[str, Any] = json.loads(metadata["config"])
+    config["widths"] = tuple(config["widths"])
+    net = DenoisingUNet(NetworkConfig(**config))
     try:
         net.load_state_dict(tensors)
     except RuntimeError as error:
