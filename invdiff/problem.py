@@ -88,14 +88,28 @@ class Problem:
 
     @property
     def size(self) -> Tensor:
-        """How many numbers of ``y`` are measured, a row: those that depend on the image. Shape (rows, 1, 1, 1)."""
+        """How many numbers of ``y`` are measured, a row: for a linear ``A``, those that depend on the image.
+
+        Shape (rows, 1, 1, 1).
+        """
         if "size" not in self.cache:
-            u = torch.rand(self.randn.shape, generator=torch.Generator().manual_seed(0)) + 0.5
-            probe = self.A.A(u.to(self.y)[None].expand(len(self.y), *self.randn.shape))
-            self.cache["size"] = (probe != 0).flatten(1).sum(1).clamp(min=1).to(self.y.dtype).view(-1, 1, 1, 1)
+            measured = self._probe() != 0 if self.linear else torch.ones_like(self.y)
+            self.cache["size"] = per_row(measured.to(self.y.dtype)).clamp(min=1)
         return self.cache["size"]
 
-    def levels(self, steps: int, sigma_max: float | None, sigma_min: float | None) -> tuple[float, float]:
+    @property
+    def gain(self) -> Tensor:
+        """Mean square of a measured number when the image is white unit noise, a row. Shape (rows, 1, 1, 1)."""
+        if "gain" not in self.cache:
+            self.cache["gain"] = per_row(self._probe().square()) / self.size
+        return self.cache["gain"]
+
+    def _probe(self) -> Tensor:
+        """``A`` of one fixed image of white noise, the same for every row."""
+        u = torch.randn(self.randn.shape, generator=torch.Generator().manual_seed(0), dtype=self.y.dtype)
+        return self.A.A(u.to(self.y.device).expand(len(self.y), *self.randn.shape))
+
+    def levels(self, sigma_max: float | None, sigma_min: float | None) -> tuple[float, float]:
         """Ends of the ladder in units of the image; ``None`` chooses them from the prior and the noise."""
         high = 4 * self.prior.std if sigma_max is None else sigma_max
         low = float(self.sigma_y.min()) * 0.3
@@ -117,8 +131,7 @@ class Problem:
 
 def prox(p: Problem, x: Tensor, gamma: Tensor) -> Tensor:
     """``argmin_z gamma |A z - y|^2 + |z - x|^2``, with ``gamma`` of shape (rows or 1, 1, 1, 1)."""
-    g = gamma.reshape(-1)
-    return p.A.prox_l2(x, p.y, float(g[0]) if len(g) == 1 else g)
+    return p.A.prox_l2(x, p.y, gamma.expand(len(x), 1, 1, 1))
 
 
 def per_row(values: Tensor) -> Tensor:

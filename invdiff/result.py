@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,9 +30,9 @@ class Result:
     seconds: float
     solver: Strategy
     seed: int
+    reason: str = ""  # why this solver: what solver="auto" saw in the operator
     log_weights: Tensor | None = None
     ess: Tensor | None = None
-    versions: dict[str, str] = field(default_factory=dict)
 
     @property
     def mean(self) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from invdiff.solvers import Strategy, choose, get
 
 Progress = Callable[[int, int], None]
 
-DEFAULT_SAMPLES = 8
+DEFAULT_SAMPLES = 4
 
 # Rows of a chunk are bounded by pixels: with the networks that ship, 2 GiB without and 4 GiB with a backward pass.
 PIXELS_AT_ONCE = {False: 16 * 256 * 256, True: 6 * 256 * 256}
@@ -59,8 +58,9 @@ def solve(
     Other arguments:
 
     ``samples``
-        Images drawn for each measurement; their mean is ``result.x``. ``None`` draws 8 (see ``DEFAULT_SAMPLES``): the mean
-        of several samples is up to 3 dB nearer to the truth than one of them, and ``result.std`` needs several.
+        Images drawn for each measurement; their mean is ``result.x``. ``None`` draws 4: the mean of several samples is up to
+        3 dB nearer to the truth than one of them, and ``result.std`` needs several. (Where there is only noise to remove,
+        ``solver="auto"`` with ``None`` evaluates the prior once: that is the posterior mean.)
     ``noise``
         Overrides ``A.noise_model``: a standard deviation, or a noise model.
     ``steps``
@@ -85,12 +85,12 @@ def solve(
     with torch.no_grad():
         y = _check_measurement(y, A, prior, law)
         shape = _image_shape(y, A)
-    strategy = choose(A, law) if solver == "auto" else get(solver) if isinstance(solver, str) else solver
-    if not isinstance(strategy, Strategy):
-        raise TypeError(f"solver must be a name or a strategy object, got {type(solver).__name__}")
+    if solver == "auto":
+        strategy, count, reason = choose(A, law, prior.std, samples)
+    else:
+        strategy, count, reason = get(solver), DEFAULT_SAMPLES if samples is None else samples, "as asked"
     if steps is not None:
         strategy = replace(strategy, steps=steps)
-    count = DEFAULT_SAMPLES if samples is None else samples
     for name, value in (("samples", count), ("batch_size", 1 if batch_size is None else batch_size)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
@@ -127,7 +127,7 @@ def solve(
         if not bool(torch.isfinite(drawn).all()):
             raise FloatingPointError(f"{strategy} returned values that are not finite; take more steps or check the noise")
         residual = _residual(y, A, law, problem(rows[: len(y)], lambda: None), drawn.mean(0))
-    return Result(drawn, residual, nfe, time.perf_counter() - begin, strategy, seed)
+    return Result(drawn, residual, nfe, time.perf_counter() - begin, strategy, seed, reason)
 
 
 def _image_shape(y: Tensor, A: Physics) -> tuple[int, ...]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from deepinv.physics import LinearPhysics, Physics
-
-from invdiff.operators import Gaussian, Noise
+from invdiff.solvers.auto import Tweedie, choose
 from invdiff.solvers.base import Guided, Strategy
 from invdiff.solvers.diffpir import DiffPIR
 from invdiff.solvers.dps import DPS
@@ -13,7 +11,7 @@ from invdiff.solvers.pigdm import PiGDM
 from invdiff.solvers.reddiff import REDDiff
 from invdiff.solvers.spectral import DDNM, DDRM, DDNMPlus
 
-__all__ = ["DDNM", "DDRM", "DPS", "MCG", "DDNMPlus", "DiffPIR", "Guided", "PiGDM", "REDDiff", "Strategy", "choose", "get", "names"]
+__all__ = ["DDNM", "DDRM", "DPS", "MCG", "DDNMPlus", "DiffPIR", "Guided", "PiGDM", "REDDiff", "Strategy", "Tweedie", "choose", "get", "names"]
 
 STRATEGIES: dict[str, type[Strategy]] = {
     "dps": DPS,
@@ -32,17 +30,16 @@ def names() -> list[str]:
     return list(STRATEGIES)
 
 
-def get(name: str) -> Strategy:
-    """The strategy of that name with its default settings; an unknown name raises ``ValueError`` with the list."""
+def get(name: str | Strategy) -> Strategy:
+    """The strategy of that name with its default settings (a strategy is handed back as it is).
+
+    An unknown name raises ``ValueError`` with the list, anything else ``TypeError``.
+    """
+    if isinstance(name, Strategy):
+        return name
+    if not isinstance(name, str):
+        raise TypeError(f"solver must be a name or a strategy such as DPS(steps=50), got {name!r}")
     if name.lower() not in STRATEGIES:
         raise ValueError(f"unknown solver {name!r}; known: auto, {', '.join(names())}")
     return STRATEGIES[name.lower()]()
 
-
-def choose(A: Physics, noise: Noise) -> Strategy:
-    """The strategy of ``solver="auto"``: DiffPIR where the operator is linear and the noise Gaussian, else DPS.
-
-    DiffPIR has the best image quality of the gradient-free strategies in the table of ``docs/strategies.md``; DPS asks
-    for nothing but a differentiable operator and a likelihood.
-    """
-    return DiffPIR() if isinstance(A, LinearPhysics) and isinstance(noise, Gaussian) else DPS()

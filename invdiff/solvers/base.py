@@ -46,21 +46,15 @@ class Strategy:
 
 
 @dataclass(frozen=True)
-class Guided(Strategy):
-    """A strategy that only says how the measurement enters the estimate of the clean image.
+class Reverse(Strategy):
+    """A strategy that carries a state down a ladder of noise levels: a subclass gives :meth:`move`.
 
-    ``sampler`` is any of :mod:`invdiff.samplers`; the ladder has ``steps`` levels, evenly spaced in log sigma from
-    ``sigma_max`` to ``sigma_min``. ``None`` takes 4 times the prior's spread and 0.3 times the measurement noise (kept
-    within 0.02 and 0.08 of the prior's spread).
+    The ladder has ``steps`` levels, evenly spaced in log sigma from ``sigma_max`` to ``sigma_min``. ``None`` takes 4 times
+    the prior's spread and 0.3 times the measurement noise (kept within 0.02 and 0.08 of the prior's spread).
     """
 
-    sampler: Sampler = DDIM(eta=1.0)
     sigma_max: float | None = None
     sigma_min: float | None = None
-
-    def estimate(self, p: Problem, x: Tensor, s: float) -> Estimate:
-        """E[x0 | x, y] and the noise direction, for states ``x`` at level ``s``."""
-        raise NotImplementedError
 
     def start(self, p: Problem, s: float) -> Tensor:
         """The state at the first level."""
@@ -68,12 +62,29 @@ class Guided(Strategy):
 
     def move(self, p: Problem, x: Tensor, s: float, t: float, memory: dict[str, Tensor]) -> Tensor:
         """The state at level ``t``, from that at ``s``."""
-        return self.sampler.step(lambda x, s: self.estimate(p, x, s), x, s, t, p.randn, memory)
+        raise NotImplementedError
 
     def sample(self, p: Problem) -> Tensor:
-        levels = ladder(self.steps, *p.levels(self.steps, self.sigma_max, self.sigma_min))
+        levels = ladder(self.steps, *p.levels(self.sigma_max, self.sigma_min))
         memory: dict[str, Tensor] = {}
         return reverse(lambda x, s, t: self.move(p, x, s, t, memory), self.start(p, levels[0]), levels, p.tick)
+
+
+@dataclass(frozen=True)
+class Guided(Reverse):
+    """A strategy that only says how the measurement enters the estimate of the clean image.
+
+    ``sampler`` is any of :mod:`invdiff.samplers`; ladder as in :class:`Reverse`.
+    """
+
+    sampler: Sampler = DDIM(eta=1.0)  # noqa: RUF009 (an immutable value)
+
+    def estimate(self, p: Problem, x: Tensor, s: float) -> Estimate:
+        """E[x0 | x, y] and the noise direction, for states ``x`` at level ``s``."""
+        raise NotImplementedError
+
+    def move(self, p: Problem, x: Tensor, s: float, t: float, memory: dict[str, Tensor]) -> Tensor:
+        return self.sampler.step(lambda x, s: self.estimate(p, x, s), x, s, t, p.randn, memory)
 
 
 def posterior_estimate(x: Tensor, x0: Tensor, s: float) -> Estimate:

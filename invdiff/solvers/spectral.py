@@ -15,7 +15,7 @@ from torch import Tensor
 
 from invdiff.problem import Problem
 from invdiff.samplers import Estimate, Renoise, Sampler
-from invdiff.solvers.base import Guided
+from invdiff.solvers.base import Guided, Reverse
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class DDNM(Guided):
     )
 
     steps: int = 100
-    sampler: Sampler = Renoise(eta=0.85)
+    sampler: Sampler = Renoise(eta=0.85)  # noqa: RUF009
 
     def check(self, p: Problem) -> None:
         if not p.linear:
@@ -46,7 +46,7 @@ class DDNM(Guided):
 
 
 @dataclass(frozen=True)
-class DDRM(Guided):
+class DDRM(Reverse):
     """Each singular direction gets its own mixture of the prior's estimate, the measurement and fresh noise.
 
     From level ``s`` to ``t``, with ``x0 = D(x, s)``, ``b = sigma_y / a`` the noise of a measured direction:

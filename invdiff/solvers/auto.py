@@ -1,0 +1,51 @@
+"""What ``solver="auto"`` picks, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from deepinv.physics import DecomposablePhysics, Denoising, LinearPhysics, Physics
+from torch import Tensor
+
+from invdiff import operators
+from invdiff.problem import Problem
+from invdiff.samplers import Renoise
+from invdiff.solvers.base import Strategy
+from invdiff.solvers.diffpir import DiffPIR
+from invdiff.solvers.dps import DPS
+
+
+@dataclass(frozen=True)
+class Tweedie(Strategy):
+    """The posterior mean ``D(y, sigma_y)``, in one evaluation: for an image that is only noisy, there is nothing to solve.
+
+    It is no sample: every row is the same, and the spread of several is zero.
+    """
+
+    steps: int = 1
+
+    def sample(self, p: Problem) -> Tensor:
+        levels = p.sigma_y.flatten()
+        p.tick()
+        return p.denoise(p.y, float(levels[0])) if len(levels) == 1 else p.denoise(p.y, levels)  # type: ignore[arg-type]
+
+
+def choose(A: Physics, noise: operators.Noise, spread: float, samples: int | None) -> tuple[Strategy, int, str]:
+    """``(strategy, samples, reason)`` of ``solver="auto"``, by what the operator offers; ``spread`` is the prior's.
+
+    The choice follows the table of restored photographs in ``docs/images.md``.
+    """
+    count = 4 if samples is None else samples
+    if not isinstance(A, LinearPhysics) or not isinstance(noise, operators.Gaussian):
+        return DPS(), count, "nonlinear operator or noise that is not Gaussian: only gradients of the likelihood are at hand"
+    if samples is None and isinstance(A, (Denoising, operators.Denoising)):
+        return Tweedie(), 1, "only noise to remove: the prior's estimate is the posterior mean (ask for samples to get a spread)"
+    if isinstance(A, DecomposablePhysics) and isinstance(A.mask, Tensor) and _selects(A.mask):
+        reason = "the operator keeps some numbers and drops the others: gradients carry what is known to what is not"
+        return DPS(steps=15, sampler=Renoise(eta=1.0), sigma_max=2 * spread), count, reason
+    return DiffPIR(), count, "linear operator, Gaussian noise: proximal steps need no gradient through the prior"
+
+
+def _selects(a: Tensor) -> bool:
+    """Whether singular values are all zero or one, with zeros among them."""
+    return bool(((a == 0) | (a == 1)).all()) and bool((a == 0).any())

@@ -1,0 +1,183 @@
+"""What each strategy must do where the answer is known: closed-form posteriors and the strategies' own fixed points."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor
+
+from invdiff import operators, priors, solve
+from invdiff.operators import Linear
+from invdiff.priors import covariance
+from invdiff.problem import Problem, RowNoise
+from invdiff.samplers import DDPM, DPMSolver2M
+from invdiff.solvers import DDNM, DDRM, DPS, MCG, DDNMPlus, DiffPIR, PiGDM, REDDiff, Tweedie, names
+from invdiff.solvers.base import likelihood_step
+
+SIDE, SPREAD = 6, 0.2
+
+
+def white() -> priors.Gaussian:
+    variance = torch.full((1, SIDE, SIDE), SPREAD**2, dtype=torch.float64)
+    return priors.Gaussian(torch.full((1, SIDE, SIDE), 0.4, dtype=torch.float64), covariance.Diagonal(variance))
+
+
+def smooth() -> priors.Gaussian:
+    grid = torch.cartesian_prod(torch.arange(SIDE), torch.arange(SIDE)).double()
+    matrix = SPREAD**2 * torch.exp(-torch.cdist(grid, grid) / 3)
+    return priors.Gaussian(
+        torch.full((1, SIDE, SIDE), 0.4, dtype=torch.float64), covariance.Dense(matrix, (1, SIDE, SIDE))
+    )
+
+
+def half_missing(noise: float) -> operators.Inpainting:
+    return operators.Inpainting(operators.random_mask((SIDE, SIDE), 0.5, seed=1), noise=noise)
+
+
+def problem(prior: priors.Gaussian, A: Linear, y: Tensor) -> Problem:
+    randn = RowNoise(0, [(0, 0)], (1, SIDE, SIDE), y.device, y.dtype)
+    return Problem(y, A, prior, operators.as_noise(A.noise_model), randn)
+
+
+def measured(prior: priors.Gaussian, A: Linear) -> Tensor:
+    return A.measure(prior.sample(1, seed=0).double(), seed=0)
+
+
+def deviations(samples: Tensor, prior: priors.Gaussian, y: Tensor, A: Linear) -> tuple[float, float]:
+    """Rms error of the mean in posterior standard deviations, and the sample spread over the posterior's."""
+    posterior = prior.posterior(y, A)
+    std = posterior.std.reshape(1, SIDE, SIDE)
+    bias = ((samples.mean(0)[0] - posterior.mean[0]) / std).square().mean().sqrt()
+    return float(bias), float(samples.std(0)[0].square().mean().sqrt() / std.square().mean().sqrt())
+
+
+@pytest.mark.parametrize("noise", [0.01, 0.05, 0.2])
+@pytest.mark.parametrize(("sampler", "steps"), [(DDPM(), 200), (DPMSolver2M(), 60)])
+def test_pigdm_is_exact_for_a_white_gaussian_prior(noise: float, sampler: DDPM, steps: int) -> None:
+    prior, A = white(), half_missing(noise)
+    y = measured(prior, A)
+    strategy = PiGDM(steps=steps, sampler=sampler, sigma_max=50 * SPREAD, sigma_min=0.1 * min(noise, SPREAD))
+    bias, ratio = deviations(solve(y, A, prior, strategy, samples=1000).samples, prior, y, A)
+    assert bias < 0.07, f"bias {bias:.3f} posterior standard deviations (Monte-Carlo floor 0.03)"
+    assert abs(ratio - 1) < 0.04, f"spread {ratio:.3f} of the posterior's"
+
+
+@pytest.mark.parametrize("name", names())
+def test_defaults_mean_the_same_at_every_scale(name: str) -> None:
+    """Image, noise and prior multiplied by a number: the samples are multiplied by it, and nothing else changes."""
+    unit, noise = smooth(), 0.25 * SPREAD
+    y = measured(unit, half_missing(noise))
+    reference = solve(y, half_missing(noise), unit, name, steps=10, samples=2).samples
+    for factor in (0.1, 100.0):
+        matrix = unit.covariance.matrix() * factor**2
+        prior = priors.Gaussian(unit.mean * factor, covariance.Dense(matrix, (1, SIDE, SIDE)))
+        scaled = solve(factor * y, half_missing(factor * noise), prior, name, steps=10, samples=2).samples
+        assert float((scaled / factor - reference).abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("noise", [0.1, 0.5])
+def test_dps_default_is_near_the_posterior(noise: float) -> None:
+    prior, A = smooth(), half_missing(noise * SPREAD)
+    y = measured(prior, A)
+    bias, ratio = deviations(solve(y, A, prior, "dps", samples=300).samples, prior, y, A)
+    assert bias < 0.4 and abs(ratio - 1) < 0.1, (bias, ratio)
+
+
+@pytest.mark.parametrize("strategy", [DDNM(steps=30), MCG(steps=30)], ids=["ddnm", "mcg"])
+@pytest.mark.parametrize("A", [half_missing(0.0), operators.Downsampling(2)], ids=["mask", "downsampling"])
+def test_projections_fit_a_noiseless_measurement(strategy: DDNM, A: Linear) -> None:
+    prior = smooth()
+    y = measured(prior, A)
+    x = solve(y, A, prior, strategy, samples=3).samples.flatten(0, 1)
+    assert float((A.A(x) - y).abs().max()) < 1e-4
+
+
+@pytest.mark.parametrize("strategy", [DDNMPlus(steps=30), DDRM(steps=30)], ids=["ddnm+", "ddrm"])
+def test_spectral_strategies_approach_a_noiseless_measurement(strategy: DDRM) -> None:
+    """The misfit stays within the last level of the ladder when there is no noise."""
+    prior, A = smooth(), half_missing(0.0)
+    y = measured(prior, A)
+    x = solve(y, A, prior, dataclasses.replace(strategy, sigma_min=1e-3), samples=3).samples.flatten(0, 1)
+    assert float((A.A(x) - y).abs().max()) < 5e-3
+
+
+def test_ddrm_step_in_the_unmeasured_directions_is_the_plain_one() -> None:
+    """Where nothing is measured DDRM is unconditional sampling with share eta^2 of fresh noise."""
+    prior, A = white(), half_missing(0.05)
+    y = measured(prior, A)
+    p = problem(prior, A, y)
+    x, z = p.randn(), problem(prior, A, y)
+    z.randn()  # the state took the first draw; the step takes the second
+    moved = DDRM(eta=0.6).move(p, x, 0.5, 0.2, {})
+    x0 = prior(x, 0.5)
+    plain = x0 + 0.8 * 0.2 * (x - x0) / 0.5 + 0.6 * 0.2 * z.randn()
+    hidden = (A.mask == 0).expand_as(x)
+    assert float((moved - plain)[hidden].abs().max()) < 1e-12
+
+
+def test_reddiff_stops_at_the_posterior_mean_of_a_white_prior() -> None:
+    prior, A = white(), half_missing(0.05)
+    y = measured(prior, A)
+    x = solve(y, A, prior, REDDiff(steps=2000, sigma_max=1.0, sigma_min=0.5), samples=1).x
+    assert float((x - prior.posterior(y, A).mean).abs().max()) < 0.02
+
+
+def test_diffpir_estimate_is_the_proximal_point() -> None:
+    """The gradient of its objective vanishes, with the paper's weight and the calibrated one."""
+    prior, A = smooth(), half_missing(0.05)
+    y = measured(prior, A)
+    p = problem(prior, A, y)
+    x, s = p.randn(), 0.3
+    for strategy in (DiffPIR(calibrated=False, weight=3.0), DiffPIR()):
+        x0, z = prior(x, s), strategy.estimate(p, x, s).x0
+        c = DiffPIR._error(p, x0, s) if strategy.calibrated else s**2
+        slope = A.A_adjoint(A.A(z) - y) / 0.05**2 + strategy.weight * (z - x0) / c
+        assert float(slope.abs().max()) < 1e-6 * float((A.A_adjoint(y) / 0.05**2).abs().max())
+
+
+def test_dps_step_against_finite_differences() -> None:
+    prior, A = smooth(), half_missing(0.05)
+    y = measured(prior, A)
+    p = problem(prior, A, y)
+    x, s = 0.4 + 0.1 * p.randn(), 0.3
+
+    def misfit(x: Tensor) -> float:
+        return float((y - A.A(prior(x, s))).square().sum() / (2 * 0.05**2))
+
+    _, step = likelihood_step(p, x, s, 1.0)
+    h, slope = 1e-5, torch.zeros(SIDE * SIDE, dtype=torch.float64)
+    for i, e in enumerate(torch.eye(SIDE * SIDE, dtype=torch.float64).view(-1, 1, 1, SIDE, SIDE)):
+        slope[i] = (misfit(x + h * e) - misfit(x - h * e)) / (2 * h)
+    cosine = -(slope * step.flatten()).sum() / (slope.norm() * step.norm())
+    assert float(cosine) > 1 - 1e-8
+
+
+def test_dps_step_never_overshoots() -> None:
+    """Along the step the misfit has not yet begun to rise again, however large the weight."""
+    prior, A = smooth(), operators.Blur(torch.ones(3, 3, dtype=torch.float64), noise=1e-3)
+    y = measured(prior, A)
+    p = problem(prior, A, y)
+    x = 0.4 + 0.3 * p.randn()
+    for weight in (1.0, 1e6):
+        x0, step = likelihood_step(p, x, 0.3, weight)
+        misfits = [float((y - A.A(x0 + a * step)).square().sum()) for a in (0.0, 0.9, 1.0)]
+        assert misfits[0] > misfits[1] > misfits[2]
+
+
+def test_denoising_takes_one_evaluation() -> None:
+    prior, A = smooth(), operators.Denoising(noise=0.1)
+    y = measured(prior, A)
+    result = solve(y, A, prior)
+    assert isinstance(result.solver, Tweedie) and result.nfe == 1
+    assert torch.allclose(result.x, prior.posterior(y, A).mean, atol=1e-9)
+    assert not isinstance(solve(y, A, prior, samples=2).solver, Tweedie)
+
+
+def test_auto_goes_by_what_the_operator_offers() -> None:
+    prior = smooth()
+    blur = operators.Blur(torch.ones(3, 3), noise=0.05)
+    for A, kind in ((half_missing(0.05), DPS), (blur, DiffPIR), (operators.Saturation(2.0, noise=0.05), DPS)):
+        result = solve(A.measure(prior.sample(1, seed=0).double()), A, prior, steps=2, samples=1)
+        assert isinstance(result.solver, kind) and result.reason
