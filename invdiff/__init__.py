@@ -27,18 +27,16 @@ if not (_root / "operators").is_dir():
 if TYPE_CHECKING:
     from invdiff import operators, priors, solvers
     from invdiff.result import Result
-    from invdiff.solve import solve
+    from invdiff.solving import solve
 
 __all__ = ["Result", "operators", "priors", "solve", "solvers"]
 
-_ATTRIBUTES = {"solve": "invdiff.solve", "Result": "invdiff.result"}
+_ATTRIBUTES = {"solve": "invdiff.solving", "Result": "invdiff.result"}
 
 
 def __getattr__(name: str) -> Any:
     if name in ("operators", "priors", "solvers"):
         return import_module(f"invdiff.{name}")
     if name in _ATTRIBUTES:
-        value = getattr(import_module(_ATTRIBUTES[name]), name)
-        globals()[name] = value  # the submodule `invdiff.solve` would otherwise hide the function of the same name
-        return value
+        return getattr(import_module(_ATTRIBUTES[name]), name)
     raise AttributeError(f"module 'invdiff' has no attribute {name!r}")

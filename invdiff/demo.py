@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from invdiff import operators, priors
 from invdiff.baseline import best_tv
 from invdiff.io import check_writable, write_atomically
-from invdiff.solve import solve
+from invdiff.solving import solve
 
 SIDE = 256
 PHOTOGRAPHS = ("astronaut", "coffee", "chelsea", "camera")

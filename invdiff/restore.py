@@ -33,7 +33,7 @@ from torch.nn import functional as F
 from invdiff import operators, priors, solvers
 from invdiff.io import FORMATS, check_writable, read_image, read_mask, write_image
 from invdiff.result import Result
-from invdiff.solve import solve
+from invdiff.solving import solve
 
 DEFAULT_NOISE = {"inpaint": 0.01, "deblur": 0.02, "superres": 0.02, "denoise": None}
 WHOLE = 1024 * 1024  # pixels of the result; larger pictures are restored in overlapping tiles, to bound the memory

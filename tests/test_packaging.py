@@ -79,6 +79,11 @@ def test_importing_is_cheap(module: str) -> None:
     assert python(f"import sys, {module}; print([m for m in {heavy} if m in sys.modules])") == "[]"
 
 
+def test_no_module_hides_a_function() -> None:
+    """Importing a module ``invdiff.solve`` would put it in the place of the function, whoever imports it."""
+    assert not {path.stem for path in SOURCES["invdiff"]} & {"solve", "Result"}
+
+
 @pytest.mark.parametrize("name", ["operators", "priors"])
 def test_a_checkout_works_without_an_install(name: str) -> None:
     """-S keeps the editable install out; the packages invdiff needs are then found on the path alone."""
@@ -99,7 +104,7 @@ RANK = {
     "problem": 1,
     "solvers": 2,
     "result": 3,
-    "solve": 4,
+    "solving": 4,
     **dict.fromkeys(["restore", "demo"], 5),
     "cli": 6,
 }
@@ -107,7 +112,7 @@ SIDEWAYS = {("priors/analytic.py", "operators.noise")}  # closed-form posteriors
 
 
 def imports(path: Path) -> Iterator[str]:
-    """What of invdiff a file imports, as ``operators.noise`` or ``solve``."""
+    """What of invdiff a file imports, as ``operators.noise`` or ``solving``."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (a.name.removeprefix("invdiff.") for a in node.names if a.name.startswith("invdiff."))

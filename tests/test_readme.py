@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from invdiff import Result, operators, priors, solve, solvers
 from invdiff.cli import app
 from invdiff.priors.weights_io import save_weights
-from invdiff.solve import DEFAULT_SAMPLES
+from invdiff.solving import DEFAULT_SAMPLES
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 SIDE = 16
