@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -85,7 +86,7 @@ class Linear(Nonlinear, dinv.LinearPhysics):
     def A_dagger(self, y: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Least-squares solution of smallest norm, by conjugate gradients on the normal equations from zero."""
         back = self.A_adjoint(y)
-        return conjugate_gradient(self.A_adjoint_A, back, torch.zeros_like(back), steps=300)
+        return conjugate_gradient(self.A_adjoint_A, back)
 
 
 class Spectral(Linear, dinv.DecomposablePhysics):
@@ -129,27 +130,49 @@ class Spectral(Linear, dinv.DecomposablePhysics):
 
 
 def conjugate_gradient(
-    matvec: Callable[[Tensor], Tensor], b: Tensor, x: Tensor, *, steps: int = 100, tolerance: float = 1e-6
+    matvec: Callable[[Tensor], Tensor],
+    b: Tensor,
+    x: Tensor | None = None,
+    *,
+    precondition: Callable[[Tensor], Tensor] = lambda r: r,
+    steps: int = 300,
+    tolerance: float = 1e-6,
 ) -> Tensor:
     """Solve ``matvec(x) = b`` for a symmetric positive definite ``matvec``, image by image (first axis).
 
-    An image whose residual has fallen under ``tolerance |b|`` is left as it is while the others go on.
+    An image is left as it is once ``|r| <= tolerance |b|``, where ``r`` is its residual and
+    ``|r|^2 = <r, precondition(r)>``; the others go on.
+
+    :param x: image to start from, zero by default.
+    :param precondition: a symmetric positive definite approximation of the inverse of ``matvec``.
+    :return: the solution; a ``RuntimeWarning`` says how far it got where an image is not solved after ``steps`` steps.
     """
-    dims = tuple(range(1, b.ndim))
-    r = b - matvec(x)
-    p, rr = r, r.square().sum(dims, keepdim=True)
-    goal = tolerance**2 * b.square().sum(dims, keepdim=True)
+    dims, tiny = tuple(range(1, b.ndim)), torch.finfo(b.dtype).tiny
+    x, r = (torch.zeros_like(b), b) if x is None else (x, b - matvec(x))
+    p = precondition(r)
+    rr = (r * p).sum(dims, keepdim=True)
+    goal = tolerance**2 * (b * precondition(b)).sum(dims, keepdim=True)
     for _ in range(steps):
-        live = rr > goal
+        live = ~(rr <= goal)  # an image with NaN goes on, so that it shows
         if not bool(live.any()):
             break
         q = matvec(p)
         curvature = (p * q).sum(dims, keepdim=True)
-        step = torch.where(live & (curvature > 0), rr / curvature.clamp(min=torch.finfo(b.dtype).tiny), 0.0)
+        step = torch.where(live & ~(curvature <= 0), rr / curvature.clamp(min=tiny), 0.0)
         x, r = x + step * p, r - step * q
-        new = r.square().sum(dims, keepdim=True)
-        p = torch.where(live, r + new / rr.clamp(min=torch.finfo(b.dtype).tiny) * p, p)
+        s = precondition(r)
+        new = (r * s).sum(dims, keepdim=True)
+        p = torch.where(live, s + new / rr.clamp(min=tiny) * p, p)
         rr = torch.where(live, new, rr)
+    unsolved = ~(rr <= goal)
+    if bool(unsolved.any()):
+        reached = tolerance * float((rr / goal.clamp(min=tiny))[unsolved].max()) ** 0.5
+        warnings.warn(
+            f"conjugate gradients stopped after {steps} steps at a relative residual of {reached:.0e}, "
+            f"not {tolerance:.0e}: the result is approximate",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     return x
 
 

@@ -15,10 +15,12 @@ import numpy as np
 import torch
 from deepinv import physics as dinv
 from PIL import Image
+from scipy.fft import next_fast_len
 from torch import Tensor
 from torch.nn import functional as F
 
 from invdiff.operators.base import Linear, Spectral
+from invdiff.operators.border import extend
 
 
 def hartley(x: Tensor) -> Tensor:
@@ -49,10 +51,8 @@ class Convolution(Linear):
         kernel, key = self.kernel, (self.kernel._version, size, dtype)
         if self._cached and self._cached[0] is kernel and self._cached[1] == key:
             return self._cached[2]
-        h, w = kernel.shape[-2:]
-        if h > size[0] or w > size[1]:
-            raise ValueError(f"a kernel of {h}x{w} does not fit an image of {size[0]}x{size[1]}; crop the kernel")
-        padded = F.pad(kernel.to(dtype), (0, size[1] - w, 0, size[0] - h))
+        _check_fit(kernel, *size)
+        padded = F.pad(kernel.to(dtype), (0, size[1] - kernel.shape[-1], 0, size[0] - kernel.shape[-2]))
         spectrum = torch.fft.fft2(padded.roll((-self.centre[0], -self.centre[1]), (-2, -1)))
         transfer = spectrum[..., : size[1] // 2 + 1]
         self.mask = self._singular_values(spectrum)
@@ -69,6 +69,12 @@ class Convolution(Linear):
 
     def _correlate(self, x: Tensor) -> Tensor:
         return self._filter(x, torch.conj)
+
+
+def _check_fit(kernel: Tensor, height: int, width: int) -> None:
+    h, w = kernel.shape[-2:]
+    if h > height or w > width:
+        raise ValueError(f"a kernel of {h}x{w} does not fit an image of {height}x{width}; crop the kernel")
 
 
 def _normalised(kernel: Tensor) -> Tensor:
@@ -115,7 +121,8 @@ class Blur(Convolution):
         self, kernel: Tensor, noise: float | Tensor | dinv.NoiseModel | None = None, boundary: str = "circular"
     ) -> None:
         super().__init__(kernel, noise)
-        self.centre = (self.kernel.shape[-2] // 2, self.kernel.shape[-1] // 2)
+        h, w = self.kernel.shape[-2:]  # without a circle, y begins where the kernel lies on the image as a whole
+        self.centre = (h // 2, w // 2) if boundary == "circular" else (h - 1, w - 1)
         self.boundary = boundary
 
 
@@ -161,27 +168,53 @@ class CircularBlur(Blur, Spectral):
 
 
 class ValidBlur(Blur):
-    """:class:`Blur` with ``boundary="valid"``: the uncontaminated part of a circular blur."""
+    """:class:`Blur` with ``boundary="valid"``: the part of a circular blur that sees no border.
+
+    The image lies in the corner of a torus of a size that is fast to transform, and ``y`` in the corner of its blur.
+    """
+
+    def _on_torus(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        _check_fit(self.kernel, height, width)
+        return F.pad(x, (0, next_fast_len(width, True) - width, 0, next_fast_len(height, True) - height))
 
     def A(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        (h, w), (ch, cw) = self.kernel.shape[-2:], self.centre
-        top, left = h - 1 - ch, w - 1 - cw
-        return self._convolve(x)[..., top : x.shape[-2] - ch, left : x.shape[-1] - cw]
+        h, w = self.kernel.shape[-2:]
+        return self._convolve(self._on_torus(x))[..., : x.shape[-2] - h + 1, : x.shape[-1] - w + 1]
 
     def A_adjoint(self, y: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        (h, w), (ch, cw) = self.kernel.shape[-2:], self.centre
-        return self._correlate(F.pad(y, (w - 1 - cw, cw, h - 1 - ch, ch)))
+        h, w = self.kernel.shape[-2:]
+        x = F.pad(y, (0, w - 1, 0, h - 1))
+        return self._correlate(self._on_torus(x))[..., : x.shape[-2], : x.shape[-1]]
+
+    def prox_l2(self, z: Tensor | float | None, y: Tensor, gamma: float | Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """As that of a circular blur, once the misfit is extended to where nothing is measured (:func:`extend`)."""
+        h, w = self.kernel.shape[-2:]
+        x = torch.zeros_like(F.pad(y, (0, w - 1, 0, h - 1))) + (0.0 if z is None else z)
+        height, width = self._on_torus(x).shape[-2:]
+        g = torch.as_tensor(gamma, dtype=x.dtype, device=x.device)
+        g = g.reshape(-1, 1, 1, 1) if g.ndim else g
+        damping = 1 / (1 + g * self._transfer((height, width), x.dtype).abs().square())
+        misfit = extend(y - self.A(x), damping, (height, width))
+        return x + self._filter(misfit, lambda t: g * damping * t.conj())[..., : x.shape[-2], : x.shape[-1]]
+
+    def A_dagger(self, y: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Pseudo-inverse, as the limit of the proximal step; singular values well under 1e-3 count as zero."""
+        return self.prox_l2(None, y, 1e6)
 
 
 class ReflectBlur(ValidBlur):
     """:class:`Blur` with ``boundary="reflect"``: a valid blur of the mirrored image."""
 
+    prox_l2 = Linear.prox_l2  # by conjugate gradients: the mirrored pixels are no unknowns, so no circle helps
+    A_dagger = Linear.A_dagger
+
     def _source(self, n: int, axis: int) -> Tensor:
         """Which pixel of an axis of ``n`` each pixel of the mirrored axis shows."""
-        size, centre = self.kernel.shape[axis], self.centre[axis]
+        size = self.kernel.shape[axis]
         if size > n:
             raise ValueError(f"a kernel of {size} pixels does not fit an image of {n} (axis {axis}); crop the kernel")
-        i = torch.arange(centre + 1 - size, n + centre, device=self.kernel.device).abs()
+        i = torch.arange(size // 2 + 1 - size, n + size // 2, device=self.kernel.device).abs()
         return torch.where(i < n, i, 2 * n - 2 - i)
 
     def A(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 import pickle
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from invdiff import operators as ops
+from invdiff.operators import border
 
 
 def pictures(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -216,6 +219,58 @@ def test_decomposition_agrees_with_the_matrix(name: str) -> None:
     left = 3 * matrix.T @ matrix + torch.eye(x.numel(), dtype=torch.float64)
     prox = torch.linalg.solve(left, 3 * matrix.T @ y.flatten() + x.flatten()).view_as(x)
     torch.testing.assert_close(operator.prox_l2(x, y, 3.0), prox, atol=1e-7, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_prox_of_a_valid_blur_agrees_with_the_matrix(dtype: torch.dtype) -> None:
+    operator, shape = ops.Blur(ops.motion_kernel(7, 30), boundary="valid").double(), (1, 23, 29)  # padded inside
+    matrix, x = _matrix(operator, shape), pictures(4, *shape)
+    y = operator.A(x) + 0.01 * pictures(*operator.A(x).shape, seed=1)
+    gamma = torch.tensor([0.3, 100.0, 2500.0, 9600.0], dtype=torch.float64)
+    for z in (torch.zeros_like(x), x + 0.02 * pictures(*x.shape, seed=2)):
+        left = gamma[:, None, None] * (matrix.T @ matrix) + torch.eye(x[0].numel(), dtype=torch.float64)
+        right = gamma[:, None] * (y.flatten(1) @ matrix) + z.flatten(1)
+        expected = torch.linalg.solve(left, right).view_as(x)
+        mine = operator.to(dtype).prox_l2(z.to(dtype), y.to(dtype), gamma.to(dtype))
+        torch.testing.assert_close(mine.double(), expected, atol=5e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("kernel", "steps"), [("gaussian:2.0", 12), ("gaussian:5.0", 12), ("disk:4", 25)])
+def test_prox_of_a_valid_blur_takes_few_steps(kernel: str, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(border, "conjugate_gradient", functools.partial(ops.conjugate_gradient, steps=steps))
+    operator, x = ops.Blur(ops.parse_kernel(kernel), boundary="valid"), pictures(1, 3, 101, 90, dtype=torch.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        operator.prox_l2(0.9 * x, operator.A(x), 2500.0)
+
+
+def test_pseudo_inverse_of_a_valid_blur_explains_the_measurement_and_is_linear() -> None:
+    operator = ops.Blur(ops.gaussian_kernel(1.5), boundary="valid")
+    y = operator.A(pictures(2, 1, 41, 37))
+    x = operator.A_dagger(y)
+    assert float((operator.A(x) - y).norm() / y.norm()) < 1e-3
+    torch.testing.assert_close(operator.A_dagger(y[:1] - 2 * y[1:]), x[:1] - 2 * x[1:], atol=1e-3, rtol=0)
+
+
+def test_conjugate_gradients_use_the_preconditioner_and_tell_when_they_fail() -> None:
+    d = torch.logspace(0, 4, 50, dtype=torch.float64)
+    b, steps = pictures(2, 50), []
+
+    def matvec(v: Tensor) -> Tensor:
+        steps.append(1)
+        return d * v
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        torch.testing.assert_close(ops.conjugate_gradient(matvec, b, precondition=lambda r: r / d), b / d)
+    assert len(steps) == 1
+    with pytest.warns(RuntimeWarning, match="after 5 steps at a relative residual of"):
+        ops.conjugate_gradient(matvec, b, steps=5)
+    b[1, 0] = torch.nan
+    with pytest.warns(RuntimeWarning, match="nan"):
+        x = ops.conjugate_gradient(matvec, b, precondition=lambda r: r / d, steps=5)
+    assert bool(torch.isnan(x[1]).any())
+    torch.testing.assert_close(x[0], b[0] / d)
 
 
 def test_compressed_sensing_is_orthonormal_and_spreads_a_constant_image() -> None:
