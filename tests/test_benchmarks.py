@@ -1,0 +1,114 @@
+"""The scripts that measure: that they measure what they say, at a small size, and that their page is of today's strategies."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from invdiff import demo, solvers
+from invdiff.priors import DenoisingUNet
+from invdiff.priors.weights_io import save_weights
+
+ROOT = Path(__file__).parents[1]
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", ROOT / "benchmarks" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def exactness() -> Any:
+    return script("exactness")
+
+
+@pytest.fixture(scope="module")
+def problems(exactness: Any) -> Any:
+    return exactness.problems()
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A prior that takes no time; the side of the demo's photographs is put back afterwards."""
+    monkeypatch.setattr(demo, "SIDE", demo.SIDE)
+    save_weights(DenoisingUNet(widths=(8, 8), blocks=1), tmp_path / "tiny.safetensors")
+    return str(tmp_path / "tiny.safetensors")
+
+
+def test_the_exact_sampler_is_found_exact_and_the_prior_not(exactness: Any, problems: Any) -> None:
+    samples = 256
+    for name, p in problems.items():
+        found = exactness.references(p, samples)
+        exact, prior = found["exact sampler"].accuracy, found["the prior"].accuracy
+        assert 0.6 < exact.bias * samples**0.5 < 1.5, (name, exact)
+        assert abs(exact.measured - 1) < 0.04, (name, exact)
+        assert prior.bias > 0.8 and prior.measured > 1.5, (name, prior)
+        if p.unmeasured.numel():
+            assert abs(exact.unmeasured - 1) < 0.04, (name, exact)
+
+
+def test_what_is_measured_of_a_shifted_and_a_widened_sample(exactness: Any, problems: Any) -> None:
+    """A shift by one posterior standard deviation is a bias of 1; half the deviations from the mean are half the spread."""
+    p = next(iter(problems.values()))
+    exact = p.posterior.sample(4096, seed=2)
+    shifted = exactness.accuracy(exact + p.posterior.std, p)
+    narrow = exactness.accuracy(p.posterior.mean + 0.5 * (exact - p.posterior.mean), p)
+    assert abs(shifted.bias - 1) < 0.02 and abs(shifted.measured - 1) < 0.02, shifted
+    assert abs(narrow.measured - 0.5) < 0.01 and abs(narrow.unmeasured - 0.5) < 0.01 and narrow.bias < 0.02, narrow
+
+
+@pytest.mark.parametrize("name", ["diffpir", "pigdm"])
+def test_the_page_is_of_todays_strategies(exactness: Any, problems: Any, name: str) -> None:
+    """Two strategies again, on the first problem, against the page; all registered ones have a row in every table."""
+    lines = [
+        line.split("|")[1:-1] for line in exactness.PAGE.read_text(encoding="utf-8").splitlines() if line[:1] == "|"
+    ]
+    cells = {
+        label: [line[1].strip() for line in lines if line[0].strip() == f"`{label}`"]
+        for label in ["auto", *solvers.names()]
+    }
+    assert {label: len(found) for label, found in cells.items()} == dict.fromkeys(cells, 4)  # bias, two spreads, cost
+    row = exactness.measure(name, next(iter(problems.values())))
+    bias, measured, unmeasured, evaluations = map(float, cells[name])
+    assert evaluations == row.evaluations
+    for page, now in zip((bias, measured, unmeasured), row.accuracy):
+        assert abs(page - now) < 0.02, f"run python benchmarks/exactness.py: {row.accuracy}, the page has {cells[name]}"
+
+
+def test_images_goes_on_where_it_was(tiny: str, tmp_path: Path) -> None:
+    images, out = script("images"), tmp_path / "images"
+    options = ["--size=32", "--images", "camera", f"--prior={tiny}", f"--out={out}", "--strategies"]
+    images.main([*options, "diffpir", "--samples=2"])
+    first = out.with_suffix(".jsonl").read_text(encoding="utf-8")
+    assert len(first.splitlines()) == 2 * len(demo.TASKS)  # with total variation
+    images.main([*options, "diffpir", "--samples=1"])  # more samples than that are there
+    assert out.with_suffix(".jsonl").read_text(encoding="utf-8") == first
+    images.main([*options, "diffpir", "ddrm", "--samples=2"])
+    second = out.with_suffix(".jsonl").read_text(encoding="utf-8")
+    assert second.startswith(first) and len(second.splitlines()) == 3 * len(demo.TASKS)
+    runs = [json.loads(line) for line in second.splitlines()]
+    page = out.with_suffix(".md").read_text(encoding="utf-8")
+    for run in runs:
+        psnr, ssim = run["mean"] if run["strategy"] else run["tv"]
+        assert f"{psnr:.2f} / {ssim:.3f}" in page  # of one photograph: the mean is the run itself
+    assert page.count("| `ddrm` |") == page.count("| `diffpir` |") == len(demo.TASKS) + 1
+
+
+def test_overhead_is_measured_for_every_strategy(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
+    overhead = script("overhead")
+    overhead.main([f"--prior={tiny}", "--size=16", "--steps=2", "--rounds=1"])
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    found = {row[0]: [float(v) for v in row[1:3]] for row in rows if row and row[0] in solvers.names()}
+    assert list(found) == solvers.names()
+    # a network this small takes no longer than what surrounds it: all of it has to show
+    assert all(value > 1.1 for values in found.values() for value in values), found
