@@ -62,11 +62,8 @@ class Nonlinear(dinv.Physics):
         z, noise = self.A(x), as_noise(self.noise_model)
         seeds = [int(np.random.SeedSequence((seed, i)).generate_state(1)[0]) for i in range(len(z))]
         generators = [torch.Generator().manual_seed(s) for s in seeds]
-        if isinstance(noise.sigma, Tensor) and noise.sigma.numel() > 1:
-            noises = [type(noise)(s) for s in noise.sigma]
-        else:
-            noises = [noise] * len(z)
-        return torch.cat([n.sample(z[i : i + 1], g) for i, (n, g) in enumerate(zip(noises, generators))])
+        noise.variance(z)  # raises where the levels are not one an image
+        return torch.cat([noise.select([i]).sample(z[i : i + 1], g) for i, g in enumerate(generators)])
 
 
 class Linear(Nonlinear, dinv.LinearPhysics):
@@ -187,11 +184,17 @@ def select_images(A: dinv.Physics, images: list[int], batch: int) -> dinv.Physic
         for name in getattr(A, "per_image", _DEEPINV_PER_IMAGE)
         if isinstance(value := getattr(A, name, None), Tensor) and value.ndim >= 4 and value.shape[0] == batch > 1
     ]
-    if not names:
+    children = {
+        name: part
+        for name, child in A.named_children()
+        if isinstance(child, (dinv.Physics, torch.nn.ModuleList))
+        and (part := select_images(child, images, batch)) is not child
+    }
+    if not names and not children:
         return A
     part = object.__new__(type(A))
     part.__dict__.update(A.__dict__)
-    part._buffers = dict(A._buffers)
+    part._buffers, part._modules = dict(A._buffers), {**A._modules, **children}
     for name in names:
         setattr(part, name, getattr(A, name)[images])
     return part

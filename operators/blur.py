@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -100,13 +101,13 @@ class Blur(Convolution):
             camera records; ``x`` is larger than ``y``.
             "reflect": the image is mirrored at its border pixels.
 
-    One operator takes images of any size, odd ones too, no smaller than the kernel. In "circular",
+    One operator takes images of any size, odd ones too, if ``y`` is no smaller than the kernel. In "circular",
     ``A = U |K| V^T`` where ``K`` is the Fourier transform of the kernel, ``V`` the Hartley transform, real and
     orthonormal, and ``U`` the Hartley transform followed by a filter with the phase of ``K``; the singular values
     ``mask`` are those of the image size last seen.
 
     Raises:
-        ValueError: kernel with NaN or of sum zero, of a wrong shape, or larger than the image.
+        ValueError: kernel with NaN or of sum zero, of a wrong shape, or larger than ``y``.
     """
 
     def __new__(
@@ -174,8 +175,13 @@ class ValidBlur(Blur):
     """
 
     def _on_torus(self, x: Tensor) -> Tensor:
-        height, width = x.shape[-2:]
-        _check_fit(self.kernel, height, width)
+        (height, width), (h, w) = x.shape[-2:], self.kernel.shape[-2:]
+        rows, columns = max(height - h + 1, 0), max(width - w + 1, 0)
+        if h > rows or w > columns:  # most of such an image would be invention, and its proximal step slow
+            raise ValueError(
+                f"a kernel of {h}x{w} does not fit an image of {height}x{width}, of which it leaves {rows}x{columns} "
+                "measured pixels, fewer than its own; crop the kernel"
+            )
         return F.pad(x, (0, next_fast_len(width, True) - width, 0, next_fast_len(height, True) - height))
 
     def A(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -228,11 +234,23 @@ class ReflectBlur(ValidBlur):
         return x.new_zeros(*x.shape[:-2], *y.shape[-2:]).index_add(-2, rows, x)
 
 
+LARGEST = 1025  # side of a kernel that is made here, in pixels
+
+
+def _side(reach: float) -> int:
+    """Odd side of a kernel that reaches ``reach`` pixels from its centre."""
+    if not reach <= LARGEST // 2:
+        raise ValueError(f"a kernel reaches at most {LARGEST // 2} pixels from its centre, got {reach:g}")
+    return 2 * math.ceil(reach) + 1
+
+
 def gaussian_kernel(sigma: float, size: int | None = None) -> Tensor:
     """Gaussian of standard deviation ``sigma`` pixels, sampled on ``size`` x ``size`` pixels, by default to 4 sigma."""
     if not sigma > 0:
         raise ValueError(f"sigma is a positive number of pixels, got {sigma}")
-    n = size or 2 * math.ceil(4 * sigma) + 1
+    n = _side(4 * sigma) if size is None else size
+    if not 1 <= n <= LARGEST:
+        raise ValueError(f"size is a side between 1 and {LARGEST} pixels, got {size}")
     i = torch.arange(n, dtype=torch.float64) - (n - 1) / 2
     line = torch.exp(-(i**2) / (2 * sigma**2))
     kernel = line[:, None] * line
@@ -258,17 +276,21 @@ def disk_kernel(radius: float) -> Tensor:
 
 def _drawn(reach: float, inside: Callable[[Tensor, Tensor], Tensor], fine: int = 16) -> Tensor:
     """The part of each pixel that lies inside a shape around the central pixel, by counting points of a fine grid."""
-    n = 2 * math.ceil(reach - 0.5) + 1
+    n = _side(reach - 0.5)
     i = (torch.arange(n * fine, dtype=torch.float64) + 0.5) / fine - n / 2
-    kernel = inside(i[:, None], i[None, :]).double().view(n, fine, n, fine).mean((1, 3))
+    # row by row: the fine grid as a whole would fill the memory
+    rows = [inside(row[:, None], i).double().view(fine, n, fine).mean((0, 2)) for row in i.view(n, fine)]
+    kernel = torch.stack(rows)
     return (kernel / kernel.sum()).float()
 
 
 def kernel_from_image(path: str | PathLike[str]) -> Tensor:
-    """Read a kernel from the grey values of an image file."""
-    with Image.open(path) as image:
-        kernel = torch.from_numpy(np.array(image.convert("F")))
-    return _normalised(kernel)[0, 0]
+    """Read a kernel from the grey values of an image file; ``ValueError`` if it cannot be read or is black."""
+    try:
+        with Image.open(path) as image:
+            return _normalised(torch.from_numpy(np.array(image.convert("F"))))[0, 0]
+    except (OSError, ValueError) as error:
+        raise ValueError(f"no kernel in the file {path}: {error}") from None
 
 
 def parse_kernel(text: str) -> Tensor:
@@ -278,6 +300,10 @@ def parse_kernel(text: str) -> Tensor:
     }  # fmt: skip
     name, _, numbers = text.partition(":")
     if name not in makers:
+        if not Path(text).is_file():
+            raise ValueError(
+                f'"{text}" is no kernel; give gaussian:SIGMA, motion:LENGTH,ANGLE, disk:RADIUS or a picture file'
+            )
         return kernel_from_image(text)
     try:
         values = [float(n) for n in numbers.split(",")]

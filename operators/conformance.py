@@ -15,7 +15,7 @@ import torch
 from deepinv import physics as dinv
 from torch import Tensor
 
-from invdiff.operators.base import Linear, Nonlinear
+from invdiff.operators.base import Linear, Nonlinear, select_images
 from invdiff.operators.noise import as_noise
 from invdiff.operators.simple import from_callable
 
@@ -124,8 +124,8 @@ class _Case:
         self.dtype, self.shape = dtype, shape
         tensors = [*self.A.buffers(), *self.A.parameters()]
         self.device = tensors[0].device if tensors else torch.device("cpu")
-        self.per_image = [k for k in getattr(self.A, "per_image", ()) if len(getattr(self.A, k)) > 1]
-        self.batch = len(getattr(self.A, self.per_image[0])) if self.per_image else 3
+        batches = {len(getattr(m, k)) for m in self.A.modules() for k in getattr(m, "per_image", ())} - {1}
+        self.batch = max(batches, default=3)
         self.y_shape = self.A.A(self.image(0)).shape
 
     def _random(self, shape: tuple[int, ...], seed: int) -> Tensor:
@@ -291,12 +291,7 @@ def _finite_differences(case: _Case) -> float:
 
 def _alone(case: _Case) -> dinv.Physics:
     """The operator for the first image only."""
-    if not case.per_image:
-        return case.A
-    alone = copy.deepcopy(case.A)
-    for name in case.per_image:
-        setattr(alone, name, getattr(case.A, name)[:1])
-    return alone
+    return select_images(case.A, [0], case.batch)
 
 
 def _batch_error(case: _Case, call: Callable[[dinv.Physics, Tensor], Tensor], v: Tensor) -> float:
@@ -345,7 +340,7 @@ def _pickle(case: _Case) -> float:
 def _score(case: _Case) -> float:
     try:
         noise = as_noise(case.A.noise_model)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise _NotApplicable(str(error)[:120]) from error
     z = case.A.A(case.picture(1))
     if not bool((noise.variance(z) > 0).all()):

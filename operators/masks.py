@@ -19,12 +19,12 @@ from invdiff.operators.base import Spectral
 
 
 class Inpainting(Spectral):
-    """``y = mask * x + noise``: the known pixels of ``x``, and zeros (plus noise) elsewhere.
+    """``y = mask * x + noise``: the known pixels of ``x`` with noise, and zeros elsewhere.
 
     Args:
         mask: 1 or True where a pixel is known, 0 or False where not; shape (H, W), (C, H, W) or (B, C, H, W), where
             C and B may be 1 (the same mask for every channel or image).
-        noise: level (standard deviation, unit of the image) or a noise model; noise also falls on the unknown pixels.
+        noise: level (standard deviation, unit of the image) or a noise model; unknown pixels stay zero.
 
     The singular value decomposition is the mask itself, with ``U = V = identity``.
 
@@ -44,6 +44,12 @@ class Inpainting(Spectral):
         mask = mask[(None,) * (4 - mask.ndim)]
         super().__init__(noise, mask=mask.double() if mask.dtype == torch.float64 else mask.float())
         self.img_size = tuple(mask.shape[1:]) if mask.shape[1] > 1 else None
+
+    def measure(self, x: Tensor, seed: int = 0) -> Tensor:
+        return self.mask * super().measure(x, seed)
+
+    def noise(self, x: Tensor, **kwargs: Any) -> Tensor:
+        return self.mask * super().noise(x, **kwargs)
 
     def V_adjoint(self, x: Tensor) -> Tensor:
         try:

@@ -79,4 +79,5 @@ REGISTRY: dict[str, Callable[[], tuple[dinv.Physics, Shape]]] = {
     "saturation": lambda: (ops.Saturation(2.0, 0.05), (3, 16, 13)),
     "gamma-quantisation": lambda: (ops.GammaQuantisation(2.2, 6, 0.05), (3, 16, 13)),
     "nonlinear-blur": lambda: (ops.NonlinearBlur(uneven_kernel(4, 5), noise=0.05), (3, 16, 13)),
+    "nonlinear-blur-kernels": lambda: (ops.NonlinearBlur(uneven_kernel(3, 1, 4, 5), noise=0.05), (3, 16, 13)),
 }

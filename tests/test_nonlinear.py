@@ -9,7 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from invdiff.operators import Blur, GammaQuantisation, NonlinearBlur, PhaseRetrieval, Saturation, gaussian_kernel
+from invdiff.operators import (
+    Blur,
+    Denoising,
+    GammaQuantisation,
+    NonlinearBlur,
+    PhaseRetrieval,
+    Saturation,
+    gaussian_kernel,
+)
+from invdiff.operators.base import select_images
 from invdiff.operators.nonlinear import camera_response, inverse_camera_response
 
 
@@ -126,6 +135,16 @@ def test_black_pixels_of_a_nonlinear_blur_have_a_gradient() -> None:
     kernel, black = gaussian_kernel(0.8).double(), torch.zeros(1, 1, 9, 9, dtype=torch.float64)
     expected = Blur(kernel, boundary="reflect").A_adjoint(torch.ones_like(black))  # the curve and its inverse cancel
     assert torch.allclose(slope(NonlinearBlur(kernel).A, black), expected, atol=1e-9)
+
+
+def test_kernels_of_a_nonlinear_blur_follow_their_images() -> None:
+    kernels, x = picture(3, 1, 4, 5) + 0.1, picture(4, 2, 11, 9)
+    A, order = NonlinearBlur(kernels), [2, 0, 2, 1]
+    chosen = select_images(A, order, batch=3)
+    assert torch.allclose(chosen.A(x), NonlinearBlur(kernels[order]).A(x), atol=1e-12)
+    assert len(A.blur.kernel) == 3 and select_images(A, order, batch=4) is A
+    composed = Denoising(0.0) * A  # deepinv keeps the parts of a product in a list
+    assert torch.allclose(select_images(composed, order, batch=3).A(x), chosen.A(x), atol=1e-12)
 
 
 @pytest.mark.parametrize(

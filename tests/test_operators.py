@@ -390,11 +390,78 @@ def test_kernel_may_be_replaced_or_changed_in_place() -> None:
         (lambda: ops.disk_kernel(-1.0), "radius"),
         (lambda: ops.parse_kernel("gaussian:wide"), "gaussian:2.0"),
         (lambda: ops.parse_kernel("disk:1,2"), "disk:3"),
+        (lambda: ops.parse_kernel("foo:3"), "foo:3.*gaussian:SIGMA, motion:LENGTH,ANGLE, disk:RADIUS or a picture"),
+        (lambda: ops.parse_kernel("nofile.png"), "nofile.png.*gaussian:SIGMA"),
+        (lambda: ops.parse_kernel(""), "gaussian:SIGMA"),
+        (lambda: ops.parse_kernel(__file__), "test_operators.py.*cannot identify"),
+        (lambda: ops.gaussian_kernel(1e9), "at most 512 pixels"),
+        (lambda: ops.gaussian_kernel(1e308), "at most 512 pixels"),
+        (lambda: ops.gaussian_kernel(1.0, size=10**6), "between 1 and 1025"),
+        (lambda: ops.gaussian_kernel(1.0, size=0), "between 1 and 1025"),
+        (lambda: ops.motion_kernel(1e9), "at most 512 pixels"),
+        (lambda: ops.disk_kernel(1000), "at most 512 pixels"),
+        (lambda: ops.Blur(torch.ones(41, 41), boundary="valid").A_adjoint(torch.ones(1, 1, 40, 48)), "leaves 40x48"),
+        (lambda: ops.Blur(torch.ones(41, 41), boundary="valid").A(torch.ones(1, 1, 80, 88)), "crop the kernel"),
+        (lambda: ops.Gaussian(torch.ones(1, 1, 4, 4)), r"\(\), \(B,\) or \(B, 1, 1, 1\)"),
+        (lambda: ops.Gaussian(torch.ones(2, 1)), r"\(\), \(B,\) or \(B, 1, 1, 1\)"),
+        (lambda: ops.Gaussian(torch.ones(3)).variance(torch.ones(2, 1, 4, 4)), "3 levels.*batch of 2"),
+        (lambda: ops.Denoising(torch.ones(3)).measure(torch.ones(2, 1, 4, 4)), "3 levels.*batch of 2"),
+        (lambda: ops.as_noise(dinv.PoissonNoise(0.1, normalize=False)), "multiply y by the gain"),
+        (lambda: ops.as_noise(dinv.PoissonNoise(torch.tensor([0.1, 0.2]))), "gain.*one number"),
+        (lambda: ops.as_noise(dinv.PoissonGaussianNoise(0.1, torch.tensor([0.1, 0.2]))), "sigma.*one number"),
     ],
 )
 def test_errors_say_what_was_given_and_what_to_do(make: Callable[[], Any], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         make()
+
+
+def test_a_black_kernel_file_is_named(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((6, 5), np.uint8)).save(tmp_path / "black.png")
+    with pytest.raises(ValueError, match="black.png.*sum other than zero"):
+        ops.parse_kernel(str(tmp_path / "black.png"))
+
+
+def test_unknown_pixels_are_measured_as_zero() -> None:
+    mask, x = ops.random_mask((16, 13)), pictures(2, 3, 16, 13)
+    operator = ops.Inpainting(mask, 0.1)
+    for y in (operator.measure(x), operator(x)):
+        assert not y[..., mask == 0].any()
+        assert float((y - x)[..., mask == 1].std()) == pytest.approx(0.1, rel=0.15)
+
+
+@pytest.mark.parametrize("shape", [(2,), (2, 1, 1, 1)])
+def test_one_noise_level_an_image(shape: tuple[int, ...]) -> None:
+    noise, z = ops.Gaussian(torch.tensor([0.1, 0.4]).view(shape)), torch.zeros(2, 3, 50, 40)
+    assert noise.variance(z).flatten(1)[:, 0].tolist() == pytest.approx([0.01, 0.16])
+    y = ops.Denoising(noise).measure(z)
+    assert y.flatten(1).std(1).tolist() == pytest.approx([0.1, 0.4], rel=0.05)
+    assert noise.select([1, 1, 0]).variance(torch.zeros(3, 1)).flatten().tolist() == pytest.approx([0.16, 0.16, 0.01])
+
+
+@pytest.mark.parametrize(
+    "theirs",
+    [
+        dinv.GaussianNoise(0.2),
+        dinv.GaussianNoise(torch.tensor([0.2])),
+        dinv.PoissonNoise(0.2),
+        dinv.PoissonNoise(1.0, normalize=False),
+        dinv.PoissonGaussianNoise(0.2, 0.3),
+        dinv.PoissonGaussianNoise(0.0, 0.3),
+        dinv.PoissonGaussianNoise(0.2, 0.0),
+    ],
+)
+def test_noise_models_of_deepinv_keep_their_law(theirs: dinv.NoiseModel) -> None:
+    torch.manual_seed(0)
+    ours, z = ops.as_noise(theirs), torch.full((1, 1, 300, 300), 0.8)
+    for y in (theirs(z), ours.sample(z, torch.Generator().manual_seed(0))):
+        assert float(y.mean()) == pytest.approx(0.8, abs=0.02)
+        assert float(y.var()) == pytest.approx(float(ours.variance(z).mean()), rel=0.03)
+
+
+def test_a_dark_pixel_has_the_variance_of_half_a_photon() -> None:
+    z = torch.tensor([[-1.0, 0.0, 0.1, 0.3]])
+    assert ops.Poisson(0.4).variance(z).flatten().tolist() == pytest.approx([0.08, 0.08, 0.08, 0.12])
 
 
 def test_from_callable_refuses_what_is_no_function() -> None:
