@@ -26,12 +26,12 @@ if not (_root / "operators").is_dir():
 
 if TYPE_CHECKING:
     from invdiff import operators, priors, solvers
-    from invdiff.result import Result
+    from invdiff.result import Result, citation
     from invdiff.solving import solve
 
-__all__ = ["Result", "operators", "priors", "solve", "solvers"]
+__all__ = ["Result", "citation", "operators", "priors", "solve", "solvers"]
 
-_ATTRIBUTES = {"solve": "invdiff.solving", "Result": "invdiff.result"}
+_ATTRIBUTES = {"solve": "invdiff.solving", "Result": "invdiff.result", "citation": "invdiff.result"}
 
 
 def __getattr__(name: str) -> Any:

@@ -135,7 +135,10 @@ def prox(p: Problem, x: Tensor, gamma: Tensor) -> Tensor:
 
 
 def per_row(values: Tensor) -> Tensor:
-    """Sum of all but the first axis, kept for broadcasting against images: shape (rows, 1, 1, 1)."""
-    return values.flatten(1).sum(1).view(-1, 1, 1, 1)
+    """Sum of all but the first axis, kept for broadcasting against images: shape (rows, 1, 1, 1).
+
+    Row by row: summed together, the rounding would depend on how many rows there are, and 16-bit networks amplify it.
+    """
+    return torch.stack([row.sum() for row in values]).view(-1, 1, 1, 1)
 
 

@@ -41,8 +41,8 @@ class Result:
 
     @property
     def std(self) -> Tensor:
-        """Standard deviation of the samples, shape (B, C, H, W): the uncertainty of a pixel. Zero for a single sample."""
-        return self.samples.std(0) if len(self.samples) > 1 else torch.zeros_like(self.samples[0])
+        """Standard deviation of the samples, shape (B, C, H, W): the uncertainty of a pixel. NaN for a single sample."""
+        return self.samples.std(0) if len(self.samples) > 1 else torch.full_like(self.samples[0], torch.nan)
 
     @property
     def x(self) -> Tensor:
@@ -60,7 +60,7 @@ class Result:
         path = Path(path)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         arrays = {k: getattr(self, k).cpu().numpy() for k in ("samples", "mean", "std", "residual")}
-        facts: dict[str, Any] = {"solver": repr(self.solver), "seed": self.seed, "nfe": self.nfe, "seconds": self.seconds}
+        facts: dict[str, Any] = {"solver": repr(self.solver), "reason": self.reason, "seed": self.seed, "nfe": self.nfe, "seconds": self.seconds}
         try:
             with temporary.open("wb") as f:
                 np.savez_compressed(f, settings=json.dumps(facts), **arrays)
@@ -70,7 +70,7 @@ class Result:
 
     def plot(self, image: int = 0) -> Any:
         """A matplotlib figure of one image: estimate, uncertainty, and up to four samples."""
-        from matplotlib import pyplot as plt
+        from matplotlib.figure import Figure
 
         def show(t: Tensor) -> Any:
             t = t.detach().float().cpu()
@@ -80,9 +80,17 @@ class Result:
 
         panels = [("estimate", show(self.x[image])), ("standard deviation", self.std[image].mean(0).cpu().numpy())]
         panels += [(f"sample {k}", show(s[image])) for k, s in enumerate(self.samples[:4])]
-        figure, axes = plt.subplots(1, len(panels), figsize=(3 * len(panels), 3.2), layout="constrained")
+        figure = Figure(figsize=(3 * len(panels), 3.2), layout="constrained")
+        axes = figure.subplots(1, len(panels))
         for axis, (title, picture) in zip(axes, panels):
             axis.imshow(picture, cmap="magma" if title == "standard deviation" else "gray")
             axis.set_title(title)
             axis.axis("off")
         return figure
+
+
+def citation(of: Result | Strategy | str) -> str:
+    """BibTeX of the strategy of a result, of a strategy, or of the strategy of that name."""
+    from invdiff.solvers import get
+
+    return get(of.solver if isinstance(of, Result) else of).reference

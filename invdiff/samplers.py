@@ -59,6 +59,9 @@ class DDIM(Sampler):
 
     eta: float = 0.0
 
+    def __post_init__(self) -> None:
+        _share(type(self).__name__, self.eta)
+
     def step(
         self, denoise: Denoise, x: Tensor, s: float, t: float, randn: Callable[[], Tensor], memory: dict[str, Tensor]
     ) -> Tensor:
@@ -85,6 +88,9 @@ class Renoise(Sampler):
     """
 
     eta: float = 1.0
+
+    def __post_init__(self) -> None:
+        _share(type(self).__name__, self.eta)
 
     def step(
         self, denoise: Denoise, x: Tensor, s: float, t: float, randn: Callable[[], Tensor], memory: dict[str, Tensor]
@@ -143,19 +149,26 @@ class DPMSolver2M(Sampler):
         return (t / s) * x + (1 - t / s) * d
 
 
+def _share(name: str, eta: float) -> None:
+    if not 0 <= eta <= 1:
+        raise ValueError(f"{name}: eta lies in [0, 1], got {eta}")
+
+
 def reverse(
     move: Callable[[Tensor, float, float], Tensor], x: Tensor, levels: list[float], tick: Callable[[], None]
 ) -> Tensor:
     """Carry the state down the ladder: ``x <- move(x, s, t)`` for each pair of neighbouring levels.
 
-    Raises ``FloatingPointError`` as soon as the state is no longer finite; ``tick`` is called after every level.
+    Raises ``FloatingPointError`` as soon as the state is no longer finite, or has grown to a thousand times its first size;
+    ``tick`` is called after every level.
     """
+    bound = 1000 * float(x.abs().max())
     for s, t in pairwise(levels):
         x = move(x, s, t)
-        if not bool(torch.isfinite(x).all()):
+        if not float(x.abs().max()) <= bound:  # also when it is not a number
             raise FloatingPointError(
-                f"the state is no longer finite after the step from sigma {s:.3g} to {t:.3g}; "
-                "take more steps, a smaller guidance weight, or check the noise level"
+                f"diverged: the state is no longer finite, or a thousand times too large, after the step from sigma {s:.3g} "
+                f"to {t:.3g}; take more steps, a smaller guidance weight, or check the noise level"
             )
         tick()
     return x

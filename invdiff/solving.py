@@ -66,9 +66,12 @@ def solve(
     ``steps``
         Overrides the number of levels of the strategy.
     ``seed``
-        The same seed gives the same samples on the same device, whatever the batch, chunking and number of samples.
+        A whole number from 0. The same seed gives the same samples on the same kind of device, whatever the batch, chunking
+        and number of samples.
     ``batch_size``
-        Samples computed together; ``None`` chooses by memory. Halved and tried again when memory runs out.
+        Samples computed together; ``None`` bounds their pixels so that the prior that ships takes at most 2 GiB, 4 GiB with a
+        strategy that differentiates it (one sample of more than 640 pixels a side takes more). Halved and tried again when
+        memory runs out.
     ``progress``
         True shows a bar; a callable gets ``(steps done, steps in all)``.
 
@@ -76,6 +79,8 @@ def solve(
     any network evaluation; ``FloatingPointError`` if the run diverges. Never returns anything but finite images.
     """
     begin = time.perf_counter()
+    if not isinstance(y, Tensor):
+        raise TypeError(f"y must be a torch tensor, got {type(y).__name__}; try torch.as_tensor(y)")
     if not isinstance(A, Physics):
         if not callable(A):
             raise TypeError(f"A must be a deepinv Physics or a callable, got {type(A).__name__}")
@@ -91,11 +96,15 @@ def solve(
         strategy, count, reason = get(solver), DEFAULT_SAMPLES if samples is None else samples, "as asked"
     if steps is not None:
         strategy = replace(strategy, steps=steps)
-    for name, value in (("samples", count), ("batch_size", 1 if batch_size is None else batch_size)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+    least = {"samples": (count, 1), "batch_size": (1 if batch_size is None else batch_size, 1), "seed": (seed, 0)}
+    for name, (value, low) in least.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < low:
+            raise ValueError(f"{name} must be at least {low} and a whole number, got {value!r}")
 
+    # Rows of one noise level go together: the ladder of levels follows it.
     rows = [(k, b) for k in range(count) for b in range(len(y))]
+    noise_of = [law.select([b]).sigma for b in range(len(y))]
+    rows.sort(key=lambda row: float(noise_of[row[1]]))
     pixels = shape[-2] * shape[-1]
     chunk = batch_size or max(1, min(len(rows), PIXELS_AT_ONCE[strategy.gradient] // pixels))
 
@@ -110,7 +119,8 @@ def solve(
     with torch.no_grad(), _reporter(progress, strategy.steps) as report:
         while len(outputs) < len(rows):
             start = len(outputs)
-            part = rows[start : start + chunk]
+            level = noise_of[rows[start][1]]
+            part = [row for row in rows[start : start + chunk] if noise_of[row[1]] == level]
             p = problem(part, report(start, len(part), len(rows)))
             try:
                 x = strategy.sample(p)
@@ -123,10 +133,11 @@ def solve(
                 continue
             outputs.extend(x)
             nfe = p.nfe
-        drawn = torch.stack(outputs).view(count, len(y), *shape)
+        drawn = torch.stack([x for _, x in sorted(zip(rows, outputs), key=lambda pair: pair[0])])
+        drawn = drawn.view(count, len(y), *shape)
         if not bool(torch.isfinite(drawn).all()):
             raise FloatingPointError(f"{strategy} returned values that are not finite; take more steps or check the noise")
-        residual = _residual(y, A, law, problem(rows[: len(y)], lambda: None), drawn.mean(0))
+        residual = _residual(y, A, law, problem([(0, b) for b in range(len(y))], lambda: None), drawn.mean(0))
     return Result(drawn, residual, nfe, time.perf_counter() - begin, strategy, seed, reason)
 
 
@@ -139,10 +150,8 @@ def _image_shape(y: Tensor, A: Physics) -> tuple[int, ...]:
 
 def _check_measurement(y: Tensor, A: Physics, prior: Any, law: Noise) -> Tensor:
     """Refuse a measurement that cannot be one of ``A``; return it without what lies in directions ``A`` never measures."""
-    if not isinstance(y, Tensor):
-        raise TypeError(f"y must be a torch tensor, got {type(y).__name__}")
-    if not y.is_floating_point():
-        raise TypeError(f"y must be floating point, got {y.dtype}; images lie in [0, 1]: y.float() / 255 for 8-bit ones")
+    if y.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"y must be float32 or float64, got {y.dtype}; images lie in [0, 1]: y.float() / 255 for 8-bit ones")
     if y.ndim < 2 or len(y) == 0:
         raise ValueError(f"y must have a batch axis and at least one measurement, got shape {tuple(y.shape)}; try y[None]")
     if not bool(torch.isfinite(y).all()):
@@ -160,6 +169,8 @@ def _check_measurement(y: Tensor, A: Physics, prior: Any, law: Noise) -> Tensor:
         raise ValueError(
             f"y has shape {tuple(y.shape)}, but the operator maps images of shape {tuple(u.shape[1:])} to {tuple(z.shape)}"
         )
+    if isinstance(law.sigma, Tensor) and law.sigma.numel() not in (1, len(y)):
+        raise ValueError(f"noise has {law.sigma.numel()} levels for {len(y)} images; give one, or one an image")
     if not bool(z.flatten(1).any(1).all()):
         raise ValueError("the operator measures nothing (its output is zero for every image): is its mask all zeros?")
     spread, level = float(z.square().mean().sqrt()), float(law.variance(z).mean().sqrt())
@@ -191,7 +202,8 @@ def _residual(y: Tensor, A: Physics, law: Noise, p: Problem, x: Tensor) -> Tenso
 
 def _out_of_memory(error: BaseException) -> bool:
     words = str(error).lower()
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "not enough memory" in words
+    known = ("not enough memory", "allocate memory")  # what torch says on a CPU, by platform
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(text in words for text in known)
 
 
 @contextmanager

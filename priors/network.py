@@ -130,8 +130,9 @@ class DenoisingUNet(Denoiser):
                 "add the batch axis or convert the channels first"
             )
         gray = x.shape[1] != channels
-        image = x.expand(-1, channels, -1, -1) if gray else x
-        s = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).reshape(-1).expand(x.shape[0])
+        dtype = self.stem.weight.dtype  # whatever the image's
+        image = (x.expand(-1, channels, -1, -1) if gray else x).to(dtype)
+        s = torch.as_tensor(sigma, dtype=dtype, device=x.device).reshape(-1).expand(x.shape[0])
         s4 = s.view(-1, 1, 1, 1)
         c_in = (s4**2 + self.std**2).rsqrt()
         # Past the trained range the noise level is clamped in the embedding only: c_skip keeps the right limits.
@@ -139,11 +140,11 @@ class DenoisingUNet(Denoiser):
         h, w = x.shape[-2:]
         pad = (0, -w % self.multiple, 0, -h % self.multiple)
         z = _pad((image - self.mean) * c_in, pad)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=x.dtype == torch.float32 and _has_bf16(x.device)):
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=dtype == torch.float32 and _has_bf16(x.device)):
             f = self.raw(z.contiguous(memory_format=torch.channels_last), log_sigma)
-        f = f[..., :h, :w].to(x.dtype)
+        f = f[..., :h, :w].to(dtype)
         out = self.mean + (self.std * c_in) ** 2 * (image - self.mean) + s4 * self.std * c_in * f
-        return out.mean(1, keepdim=True) if gray else out
+        return (out.mean(1, keepdim=True) if gray else out).to(x.dtype)
 
 
 def _pad(x: Tensor, pad: tuple[int, int, int, int]) -> Tensor:

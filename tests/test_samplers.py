@@ -72,6 +72,15 @@ def test_ladder() -> None:
         ladder(3, 0.1, 1.0)
 
 
+@pytest.mark.parametrize("kind", [DDIM, DDPM, Renoise])
+@pytest.mark.parametrize("eta", [-0.1, 1.5])
+def test_eta_is_a_share(kind: type[DDIM], eta: float) -> None:
+    with pytest.raises(ValueError, match=r"eta lies in \[0, 1\]"):
+        kind(eta=eta)
+
+
 def test_a_state_that_is_not_finite_raises() -> None:
     with pytest.raises(FloatingPointError, match="no longer finite"):
         reverse(lambda x, s, t: x / 0, torch.zeros(2), [1.0, 0.0], lambda: None)
+    with pytest.raises(FloatingPointError, match="a thousand times too large"):
+        reverse(lambda x, s, t: 1e4 * x, torch.ones(2), [1.0, 0.0], lambda: None)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from invdiff import Result, operators, priors, solve, solvers
+from invdiff import Result, citation, operators, priors, solve, solvers, solving
 from invdiff.priors import covariance
 from invdiff.solvers import DDNM, DDRM, DPS, DDNMPlus, DiffPIR, PiGDM
 
@@ -31,8 +31,11 @@ def masks(batch: int) -> Tensor:
     return torch.cat([operators.random_mask((SIDE, SIDE), 0.5, seed=i).reshape(1, 1, SIDE, SIDE) for i in range(batch)])
 
 
+LEVELS = torch.tensor([0.05, 0.02, 0.1, 0.05, 0.02])  # one noise level an image
+
+
 def problem(batch: int = 5) -> tuple[Tensor, operators.Inpainting]:
-    A = operators.Inpainting(masks(batch), noise=0.05)
+    A = operators.Inpainting(masks(batch), noise=LEVELS[:batch])
     return A.measure(prior().sample(batch, seed=0).double(), seed=0), A
 
 
@@ -42,10 +45,10 @@ def run(y: Tensor, A: deepinv.physics.Physics, name: str, **kwargs: object) -> R
 
 @pytest.mark.parametrize("name", EVERY)
 def test_same_seed_same_sample(name: str) -> None:
-    """Alone, in a batch of 5 with masks of their own, with 1 or 8 samples, in chunks or not: the same numbers."""
+    """Alone, in a batch of 5 with masks and noise of their own, with 1 or 8 samples, in chunks or not: the same numbers."""
     y, A = problem()
     whole = run(y, A, name, samples=8).samples
-    alone = run(y[:1], operators.Inpainting(masks(1), noise=0.05), name, samples=1).samples
+    alone = run(y[:1], operators.Inpainting(masks(1), noise=LEVELS[:1]), name, samples=1).samples
     chunked = run(y, A, name, samples=8, batch_size=3).samples
     fewer = run(y, A, name, samples=2).samples
     for other in (alone[0, 0] - whole[0, 0], chunked - whole, fewer - whole[:2]):
@@ -68,6 +71,19 @@ def test_evaluations_are_counted(name: str) -> None:
     assert result.nfe == len(calls) and set(calls) == {2}
 
 
+@pytest.mark.parametrize("name", ["auto", "diffpir", "pigdm"])
+def test_same_seed_same_sample_with_the_network_that_ships(name: str) -> None:
+    """Its 16-bit arithmetic amplifies rounding, to less than a grey level of 256."""
+    A = operators.Inpainting(operators.random_mask((40, 40), 0.5), noise=0.05)
+    y = A.measure(0.3 + 0.4 * torch.rand((3, 3, 40, 40), generator=torch.Generator().manual_seed(0)))
+    natural = priors.load("natural")
+    whole = solve(y, A, natural, name, samples=2, steps=12).samples
+    chunked = solve(y, A, natural, name, samples=2, steps=12, batch_size=1).samples
+    alone = solve(y[:1], A, natural, name, samples=1, steps=12).samples
+    assert float((chunked - whole).abs().max()) < 1 / 256 and float((alone[0, 0] - whole[0, 0]).abs().max()) < 1 / 256
+    assert solve(y.double(), A, natural, name, samples=1, steps=2).x.dtype == torch.float64
+
+
 def test_the_callers_generator_is_left_alone() -> None:
     y, A = problem(1)
     torch.manual_seed(3)
@@ -88,8 +104,9 @@ def test_out_of_memory_halves_the_chunk() -> None:
         return forward(x, sigma)
 
     small_machine.forward = limited  # type: ignore[method-assign]
-    result = solve(y, A, small_machine, "diffpir", samples=4, steps=6)
-    assert tried[:3] == [20, 10, 5] and torch.equal(result.samples, run(y, A, "diffpir", samples=4).samples)
+    result = solve(y, A, small_machine, "diffpir", samples=4, steps=6, noise=0.05)
+    expected = run(y, A, "diffpir", samples=4, noise=0.05).samples
+    assert tried[:3] == [20, 10, 5] and torch.equal(result.samples, expected)
 
 
 def test_progress_reaches_the_end_once() -> None:
@@ -128,6 +145,7 @@ def test_result(tmp_path: Path) -> None:
     assert np.array_equal(saved["samples"], result.samples.numpy())
     assert json.loads(str(saved["settings"]))["solver"] == repr(result.solver)
     assert [p.name for p in tmp_path.iterdir()] == ["out.npz"]
+    assert bool(run(y, A, "diffpir", samples=1).std.isnan().all())
     assert len(result.plot(1).axes) >= 3
 
 
@@ -153,6 +171,12 @@ BAD_INPUT = {
     "empty batch": (lambda y, A: (y[:0], A, {}), ValueError, "at least one"),
     "bytes as floats": (lambda y, A: (255 * y, A, {}), ValueError, "255"),
     "values outside the mask": (lambda y, A: (torch.ones_like(y), A, {}), ValueError, "outside the operator's range"),
+    "half precision": (lambda y, A: (y.half(), A, {}), TypeError, "float32 or float64"),
+    "a list": (lambda y, A: ([[1.0]], lambda x: x, {}), TypeError, "torch tensor"),
+    "too many levels": (lambda y, A: (y, A, {"noise": torch.ones(3)}), ValueError, "3 levels for 2 images"),
+    "negative seed": (lambda y, A: (y, A, {"seed": -1}), ValueError, "seed must be at least 0"),
+    "half a step": (lambda y, A: (y, A, {"steps": 2.5}), ValueError, "whole number"),
+    "half a sample": (lambda y, A: (y, A, {"samples": 1.5}), ValueError, "whole number"),
     "unknown solver": (lambda y, A: (y, A, {"solver": "dsp"}), ValueError, "known: auto, dps, mcg"),
     "negative noise": (lambda y, A: (y, A, {"noise": -0.1}), ValueError, "not negative"),
     "nan noise": (lambda y, A: (y, A, {"noise": math.nan}), ValueError, "finite"),
@@ -190,7 +214,20 @@ def test_strategies_refuse_what_they_cannot_do() -> None:
             solve(y, lambda x: x**2, prior(), strategy, noise=0.1)
 
 
-def test_a_prior_that_breaks_raises() -> None:
+@pytest.mark.parametrize("factor", [math.nan, 100.0])
+def test_a_prior_that_breaks_raises(factor: float) -> None:
     y, A = problem(1)
-    with pytest.raises(FloatingPointError, match="finite"):
-        solve(y, A, lambda x, s: x * math.nan, "diffpir")
+    with pytest.raises(FloatingPointError, match="diverged"):
+        solve(y, A, lambda x, s: x * factor, "diffpir")
+
+
+def test_memory_errors_are_known() -> None:
+    with pytest.raises((RuntimeError, MemoryError)) as error:
+        torch.empty(10**16)
+    assert solving._out_of_memory(error.value) and not solving._out_of_memory(RuntimeError("shapes differ"))
+
+
+def test_citation() -> None:
+    y, A = problem(1)
+    assert "Denoising Diffusion Models for Plug-and-Play" in citation(run(y, A, "diffpir", samples=1))
+    assert citation("dps").startswith("@inproceedings{chung2023dps")

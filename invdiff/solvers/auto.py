@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from deepinv.physics import DecomposablePhysics, Denoising, LinearPhysics, Physics
 from torch import Tensor
@@ -19,8 +20,13 @@ from invdiff.solvers.dps import DPS
 class Tweedie(Strategy):
     """The posterior mean ``D(y, sigma_y)``, in one evaluation: for an image that is only noisy, there is nothing to solve.
 
-    It is no sample: every row is the same, and the spread of several is zero.
+    It is no sample: every row is the same, and there is no spread.
     """
+
+    reference: ClassVar[str] = (
+        "@article{efron2011tweedie, title={Tweedie's Formula and Selection Bias}, author={Efron, Bradley}, "
+        "journal={Journal of the American Statistical Association}, volume={106}, number={496}, year={2011}}"
+    )
 
     steps: int = 1
 

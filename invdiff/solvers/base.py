@@ -1,7 +1,7 @@
 """What all strategies have in common.
 
 A strategy is a frozen dataclass of its settings with one method, ``sample(problem)``, that returns one clean image a
-row. It can be printed, compared, hashed, and written as YAML. Guided strategies give only :meth:`Guided.estimate`;
+row. It can be printed, compared and hashed. Guided strategies give only :meth:`Guided.estimate`;
 the sampler and the reverse loop (:mod:`invdiff.samplers`) do the rest.
 """
 
@@ -27,12 +27,13 @@ class Strategy:
     steps: int = 20
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"{type(self).__name__}: steps must be at least 1, got {self.steps}")
+        name = type(self).__name__
+        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
+            raise ValueError(f"{name}: steps must be at least 1 and a whole number, got {self.steps!r}")
         for f in fields(self):
             value = getattr(self, f.name)
             if isinstance(value, (int, float)) and not isinstance(value, bool) and not 0 <= value < float("inf"):
-                raise ValueError(f"{type(self).__name__}: {f.name} must be finite and not negative, got {value}")
+                raise ValueError(f"{name}: {f.name} must be finite and not negative, got {value}")
 
     def check(self, p: Problem) -> None:
         """Raise ``ValueError`` if this strategy cannot treat the problem, before any work is done."""
@@ -98,7 +99,7 @@ def likelihood_step(p: Problem, x: Tensor, s: float, weight: float) -> tuple[Ten
     ``d = a weight s^2 g``, ``g = grad_x [-|w|^2 / 2] / max(|w|^2 / m, 1)``, ``w = (y - A x0) / std(noise)`` over the ``m``
     measured numbers: ``g`` is DPS's gradient of ``log p(y | x)``, where the unknown spread of ``y`` given ``x`` is estimated
     by the residual itself. ``a <= 1`` shortens the step to the one that minimises ``|w|`` along it, so that it can never
-    overshoot. Nothing here depends on the number of pixels, on the noise level or on the other images of the batch.
+    overshoot where ``A`` is linear. Nothing here depends on the number of pixels, on the noise level or on the other images of the batch.
     """
     with torch.enable_grad():
         x = x.detach().requires_grad_()
@@ -108,9 +109,16 @@ def likelihood_step(p: Problem, x: Tensor, s: float, weight: float) -> tuple[Ten
         w = (p.y - z) / deviation
         squares = per_row(w.square())
         (gradient,) = torch.autograd.grad(-squares.sum() / 2, x)
-    x0, w, squares = x0.detach(), w.detach(), squares.detach()
-    step = weight * s**2 * gradient / (squares / p.size).clamp(min=1)
-    change = (p.A.A(x0 + step) - z.detach()) / deviation
+    x0 = x0.detach()
+    step = weight * s**2 * gradient / (squares.detach() / p.size).clamp(min=1)
+    return x0, shorten(p, x0, step)
+
+
+def shorten(p: Problem, x0: Tensor, step: Tensor) -> Tensor:
+    """``step``, cut to where the misfit along ``x0 + a step``, in units of the noise, is least."""
+    z = p.A.A(x0)
+    deviation = p.noise.variance(z).sqrt().clamp(min=float(p.sigma_y.min()))
+    w = (p.y - z) / deviation
+    change = (p.A.A(x0 + step) - z) / deviation
     along, length = per_row(w * change), per_row(change.square())
-    shorten = torch.where(length > 0, along / length.clamp(min=1e-30), 1.0).clamp(0, 1)
-    return x0, shorten * step
+    return torch.where(length > 0, along / length.clamp(min=1e-30), 1.0).clamp(0, 1) * step

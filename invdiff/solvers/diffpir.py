@@ -37,6 +37,11 @@ class DiffPIR(Guided):
     weight: float = 0.25
     calibrated: bool = True
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.weight == 0:
+            raise ValueError("DiffPIR: weight must be positive, got 0; a small one trusts the measurement more")
+
     def check(self, p: Problem) -> None:
         if not p.linear:
             self._refuse("a linear operator with a proximal step", "use DPS for this one")

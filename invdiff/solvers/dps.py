@@ -14,11 +14,11 @@ from invdiff.solvers.base import Guided, likelihood_step, posterior_estimate
 
 @dataclass(frozen=True)
 class DPS(Guided):
-    """Diffusion posterior sampling, for any differentiable operator and any noise with a likelihood.
+    """Diffusion posterior sampling, for any differentiable operator and any noise with a variance.
 
     ``x0_y = D(x, s) + d``, ``d`` the step of :func:`~invdiff.solvers.base.likelihood_step`: ``s^2`` times an estimate of
     ``grad log p(y | x)``. The paper divides the gradient by the norm ``|r|`` of the residual and tunes the factor for each
-    task and size; here it is divided by ``max(|r|^2 / m, sigma_y^2)``, which has the same direction, needs no tuning, and
+    task and size (``weight`` is 1 for all of them here); here it is divided by ``max(|r|^2 / m, sigma_y^2)``, which has the same direction, needs no tuning, and
     is cut where it would overshoot. One evaluation and one backward pass a step.
 
     Chung et al. 2023, "Diffusion Posterior Sampling for General Noisy Inverse Problems", algorithm 1.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from invdiff.problem import Problem, prox
 from invdiff.samplers import Estimate
-from invdiff.solvers.base import Guided, posterior_estimate
+from invdiff.solvers.base import Guided, posterior_estimate, shorten
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class PiGDM(Guided):
 
     ``r^2 = s^2 v / (s^2 + v)`` is the variance of x0 given x under a prior of variance ``v = spread^2`` (the prior's own
     if ``None``; the paper takes 1 for images in [-1, 1]). The inverse is never formed:
-    ``r^2 A^T (...)^{-1} (y - A x0) = prox(x0) - x0``. Exact for a white Gaussian prior. Linear operators with Gaussian
+    ``r^2 A^T (...)^{-1} (y - A x0) = prox(x0) - x0``. The step is cut where it would overshoot, as in DPS. Exact for a white Gaussian prior. Linear operators with Gaussian
     noise; one evaluation, one backward pass and one proximal step a step.
 
     Song et al. 2023, "Pseudoinverse-Guided Diffusion Models for Inverse Problems", eq. 7-8.
@@ -48,4 +48,5 @@ class PiGDM(Guided):
             x0 = p.denoise(x, s)
             pull = (prox(p, x0.detach(), r2 / p.sigma_y**2) - x0.detach()) / r2
             (gradient,) = torch.autograd.grad(x0, x, pull)
-        return posterior_estimate(x.detach(), x0.detach() + s**2 * gradient, s)
+        x0 = x0.detach()
+        return posterior_estimate(x.detach(), x0 + shorten(p, x0, s**2 * gradient), s)

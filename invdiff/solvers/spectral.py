@@ -110,7 +110,8 @@ class DDRM(Reverse):
         if "c_y" not in p.cache:
             p.A.A_adjoint(p.y)  # a blur learns its singular values from the size of an image
             a = p.A.mask
-            a = torch.where(a > 1e-4 * a.max(), a, 0.0)
+            largest = a.flatten(1).amax(1).view(-1, *[1] * (a.ndim - 1)) if a.ndim > 1 else a.max()
+            a = torch.where(a > 1e-4 * largest, a, 0.0)
             inverse = torch.where(a > 0, 1 / a, 0.0)
             c = p.A.U_adjoint(p.y)
             level = p.sigma_y.reshape(-1, *[1] * (c.ndim - 1))
