@@ -3,8 +3,9 @@
 from invdiff.priors.analytic import Gaussian, GaussianMixture, GaussianPosterior, MixturePosterior
 from invdiff.priors.covariance import Covariance, Dense, Diagonal, LowRank, Stationary
 from invdiff.priors.network import DenoisingUNet, NetworkConfig
+from invdiff.priors.recipe import Recipe
 from invdiff.priors.registry import card, load, names
-from invdiff.priors.training import Recipe, train
+from invdiff.priors.training import train
 from invdiff.priors.wrap import Prior, as_prior
 
 __all__ = [

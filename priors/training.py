@@ -12,93 +12,53 @@ resumed run sees the same data as an uninterrupted one.
 from __future__ import annotations
 
 import csv
+import json
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
-from importlib import resources
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor
 from torch.nn import functional as F
 
-from invdiff.priors.network import DenoisingUNet, NetworkConfig
+from invdiff.priors.network import DenoisingUNet
+from invdiff.priors.recipe import Recipe
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"}
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that fixes a training run; ``priors/recipes/*.yaml`` holds one file each."""
-
-    name: str
-    channels: int = 3
-    widths: tuple[int, ...] = (32, 64, 128, 256)
-    blocks: int = 2
-    patch: int = 1
-    mean: float = 0.5
-    std: float = 0.25
-    sigma_min: float = 0.002
-    sigma_max: float = 20.0
-    crop: int = 64
-    batch: int = 16
-    steps: int = 30000
-    learning_rate: float = 3e-3
-    ema: float = 0.999
-    log_sigma_mean: float = -2.2
-    log_sigma_std: float = 1.4
-    wide_share: float = 0.05
-    gray_share: float = 0.0
-    scales: tuple[float, ...] = (1.0,)
-    holdout: int = 16
-    seed: int = 0
-
-    @classmethod
-    def load(cls, name: str | Path) -> Recipe:
-        """Read a recipe that ships (by name) or a YAML file of your own (by path)."""
-        shipped = resources.files("invdiff.priors") / "recipes" / f"{name}.yaml"
-        path = Path(name)
-        if shipped.is_file():
-            text = shipped.read_text()
-        elif path.is_file():
-            text = path.read_text()
-        else:
-            folder = resources.files("invdiff.priors") / "recipes"
-            names = sorted(p.name.removesuffix(".yaml") for p in folder.iterdir())
-            raise ValueError(f"unknown recipe {str(name)!r}; recipes that ship: {', '.join(names)}, or give a YAML file")
-        values: dict[str, Any] = yaml.safe_load(text)
-        unknown = set(values) - {f.name for f in fields(cls)}
-        if unknown:
-            raise ValueError(f"recipe {name}: unknown keys {sorted(unknown)}; allowed: {[f.name for f in fields(cls)]}")
-        values |= {k: tuple(v) for k, v in values.items() if isinstance(v, list)}
-        return cls(**values)
-
-    def network(self) -> NetworkConfig:
-        """The part of the recipe that shapes the network."""
-        return NetworkConfig(**{f.name: getattr(self, f.name) for f in fields(NetworkConfig)})
-
-
 def load_images(folder: str | Path, channels: int, smallest: int) -> list[Tensor]:
-    """Read every image below ``folder`` as uint8 (C, H, W), in the order of the paths."""
-    from PIL import Image
+    """Read every image below ``folder`` as uint8 (C, H, W), in the order of the paths: upright, and on white.
+
+    A file that cannot be read is named on standard error and left out; ``ValueError`` if none is left.
+    """
+    from invdiff.io import read_image
 
     root = Path(folder)
     if not root.is_dir():
         raise ValueError(f"training data: {root} is not a folder")
     images = []
     for path in sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES):
-        with Image.open(path) as im:
-            array = torch.frombuffer(bytearray(im.convert("RGB" if channels == 3 else "L").tobytes()), dtype=torch.uint8)
-            images.append(array.view(im.height, im.width, channels).permute(2, 0, 1).contiguous())
+        try:
+            x, meta = read_image(path)
+        except ValueError as error:
+            print(f"note: left out {error}", file=sys.stderr)
+            continue
+        if meta.alpha is not None:
+            x = x * meta.alpha + 1 - meta.alpha
+        if x.shape[1] > channels:
+            x = (x * x.new_tensor([0.299, 0.587, 0.114]).view(-1, 1, 1)).sum(1, keepdim=True)  # luma of ITU-R 601
+        images.append((255 * x).round().to(torch.uint8)[0].expand(channels, -1, -1).contiguous())
     usable = [im for im in images if min(im.shape[1:]) >= smallest]
     if not usable:
         raise ValueError(
-            f"training data: {root} holds {len(images)} images, none with both sides of at least {smallest} pixels; "
+            f"training data: {root} holds {len(images)} readable images, none with both sides of at least {smallest} pixels; "
             f"give a folder of {', '.join(sorted(IMAGE_SUFFIXES))} files"
         )
     return usable
@@ -156,12 +116,13 @@ def denoising_psnr(prior: Callable[[Tensor, float], Tensor], images: Iterable[Te
 
     ``images`` are uint8 or [0, 1] float tensors (C, H, W); image ``i`` gets noise from seed ``i``.
     """
+    device = next((p.device for p in prior.parameters()), None) if isinstance(prior, torch.nn.Module) else None
     values = []
     for i, image in enumerate(images):
         x0 = (image.float() / 255 if image.dtype == torch.uint8 else image)[None]
         noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(i))
         with torch.no_grad():
-            out = prior(x0 + sigma * noise, sigma).clamp(0, 1)
+            out = prior((x0 + sigma * noise).to(device), sigma).to(x0.device).clamp(0, 1)
         values.append(-10 * math.log10(float((out - x0).square().mean())))
     return sum(values) / len(values)
 
@@ -180,6 +141,7 @@ def train(
 
     The run ends after ``recipe.steps`` steps, or after ``minutes`` if that comes first; the learning rate
     falls along a cosine of whichever is nearer. ``report(step, fraction_done, loss)`` is called every 20 steps.
+    Ctrl-C writes a checkpoint before it ends the run.
     """
     from invdiff.priors.weights_io import save_weights
 
@@ -187,6 +149,8 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     images = load_images(data, recipe.channels, recipe.crop)
+    if len(images) < 2:
+        raise ValueError(f"training data: {data} holds one usable image; give two or more, since one is held out")
     held = images[:: max(1, len(images) // recipe.holdout)][: min(recipe.holdout, len(images) - 1)]
     held_ids = {id(im) for im in held}
     crops = Crops([im for im in images if id(im) not in held_ids], recipe)
@@ -196,39 +160,51 @@ def train(
     ema = DenoisingUNet(recipe.network()).to(target).requires_grad_(False)
     ema.load_state_dict(net.state_dict())
     optimiser = torch.optim.AdamW(net.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
-    state = _Checkpoint(folder / "checkpoint.safetensors", net, ema, optimiser)
+    state = _Checkpoint(folder / "checkpoint.safetensors", recipe, net, ema, optimiser)
     step, spent = state.load()
     start = time.monotonic() - spent
     running = 0.0
-    while True:
-        elapsed = time.monotonic() - start
-        done = max(step / recipe.steps, elapsed / 60 / minutes if minutes else 0.0)
-        if done >= 1:
-            break
-        for group in optimiser.param_groups:
-            group["lr"] = recipe.learning_rate * min(1.0, step / 200) * (0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2)
-        x0, sigma, noise = (t.to(target) for t in crops.batch(step))
-        s4 = sigma.view(-1, 1, 1, 1)
-        weight = 1 / s4**2 + 1 / recipe.std**2  # 1 / c_out^2
-        loss = (weight * (net(x0 + s4 * noise, sigma) - x0).square()).mean()
-        if not bool(torch.isfinite(loss)):
-            raise RuntimeError(f"training diverged at step {step} (loss {float(loss)}); lower the recipe's learning_rate")
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        optimiser.step()
-        step += 1
-        decay = min(recipe.ema, (1 + step) / (10 + step))
-        with torch.no_grad():
-            for e, p in zip(ema.parameters(), net.parameters()):
-                e.lerp_(p, 1 - decay)
-        running += (loss.item() - running) * max(0.01, 1 / step)
-        if report and step % 20 == 0:
-            report(step, done, running)
-        if step % checkpoint_every == 0:
+    try:
+        while True:
+            elapsed = time.monotonic() - start
+            done = max(step / recipe.steps, elapsed / 60 / minutes if minutes else 0.0)
+            if done >= 1:
+                break
+            for group in optimiser.param_groups:
+                group["lr"] = (
+                    recipe.learning_rate * min(1.0, step / 200) * (0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2)
+                )
+            x0, sigma, noise = (t.to(target) for t in crops.batch(step))
+            s4 = sigma.view(-1, 1, 1, 1)
+            weight = 1 / s4**2 + 1 / recipe.std**2  # 1 / c_out^2
+            loss = (weight * (net(x0 + s4 * noise, sigma) - x0).square()).mean()
+            if not bool(torch.isfinite(loss)):
+                raise RuntimeError(
+                    f"training diverged at step {step} (loss {float(loss)}); lower the recipe's learning_rate"
+                )
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+            optimiser.step()
+            step += 1
+            decay = min(recipe.ema, (1 + step) / (10 + step))
+            with torch.no_grad():
+                for e, p in zip(ema.parameters(), net.parameters()):
+                    e.lerp_(p, 1 - decay)
+            running += (loss.item() - running) * max(0.01, 1 / step)
+            if report and step % 20 == 0:
+                report(step, done, running)
+            if step % checkpoint_every == 0:
+                state.save(step, time.monotonic() - start)
+                _log(folder / "log.csv", step, time.monotonic() - start, running, ema, held[:4])
+                _sheet(folder / "sheet.png", ema, held[:4])
+    except KeyboardInterrupt:
+        if step > 0:  # before the first step the optimiser has nothing to keep
             state.save(step, time.monotonic() - start)
-            _log(folder / "log.csv", step, time.monotonic() - start, running, ema, held[:4])
-            _sheet(folder / "sheet.png", ema, held[:4])
+            print(
+                f"stopped at step {step}; {state.path} is saved, the same command goes on from there", file=sys.stderr
+            )
+        raise
     state.save(step, time.monotonic() - start)
     _sheet(folder / "sheet.png", ema, held[:4])
     figures = {round(255 * s): denoising_psnr(ema, held, s) for s in (15 / 255, 25 / 255, 50 / 255)}
@@ -242,8 +218,11 @@ def train(
 class _Checkpoint:
     """Weights, average and Adam moments in one safetensors file, written beside and then renamed."""
 
-    def __init__(self, path: Path, net: DenoisingUNet, ema: DenoisingUNet, optimiser: torch.optim.Optimizer) -> None:
+    def __init__(
+        self, path: Path, recipe: Recipe, net: DenoisingUNet, ema: DenoisingUNet, optimiser: torch.optim.Optimizer
+    ) -> None:
         self.path, self.net, self.ema, self.optimiser = path, net, ema, optimiser
+        self.recipe = _settings(recipe)
 
     def save(self, step: int, seconds: float) -> None:
         from safetensors.torch import save_file
@@ -253,24 +232,41 @@ class _Checkpoint:
         for name, p in self.net.named_parameters():
             tensors |= {f"{k}.{name}": v for k, v in self.optimiser.state[p].items() if isinstance(v, Tensor)}
         whole = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-        _replace(self.path, lambda p: save_file(whole, p, {"step": str(step), "seconds": str(seconds)}))
+        notes = {"step": str(step), "seconds": str(seconds), "recipe": self.recipe}
+        _replace(self.path, lambda p: save_file(whole, p, notes))
 
     def load(self) -> tuple[int, float]:
         if not self.path.exists():
             return 0, 0.0
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
 
-        with safe_open(self.path, "pt") as f:
-            meta, tensors = f.metadata(), {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 (f is not a dict)
+        try:
+            with safe_open(self.path, "pt") as f:
+                meta, tensors = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 (f is not a dict)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(
+                f"{self.path} is damaged ({error}); delete it to start again, or give another --out folder"
+            ) from error
+        if meta.get("recipe") != self.recipe:
+            raise ValueError(f"{self.path} comes from another recipe; give an empty --out folder")
         try:
             for prefix, module in (("net.", self.net), ("ema.", self.ema)):
                 module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
-        except RuntimeError as error:
-            raise ValueError(f"{self.path} comes from another recipe; give an empty --out folder") from error
-        for name, p in self.net.named_parameters():
-            keys = ("step", "exp_avg", "exp_avg_sq")
-            self.optimiser.state[p] = {k: tensors[f"{k}.{name}"].to(p.device if k != "step" else "cpu") for k in keys}
-        return int(meta["step"]), float(meta["seconds"])
+            for name, p in self.net.named_parameters():
+                keys = ("step", "exp_avg", "exp_avg_sq")
+                self.optimiser.state[p] = {
+                    k: tensors[f"{k}.{name}"].to(p.device if k != "step" else "cpu") for k in keys
+                }
+            return int(meta["step"]), float(meta["seconds"])
+        except (RuntimeError, KeyError, ValueError) as error:
+            raise ValueError(
+                f"{self.path} does not hold this network; delete it to start again, or give another --out folder"
+            ) from error
+
+
+def _settings(recipe: Recipe) -> str:
+    """The recipe as JSON, without its steps: a run may be made longer."""
+    return json.dumps({k: v for k, v in asdict(recipe).items() if k != "steps"})
 
 
 def _replace(path: Path, write: Callable[[Path], Any]) -> None:

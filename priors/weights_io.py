@@ -35,12 +35,19 @@ def load_weights(path: str | Path) -> DenoisingUNet:
             metadata = f.metadata() or {}
             tensors = {k: f.get_tensor(k).float() for k in f.keys()}  # noqa: SIM118 (f is not a dict)
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a readable safetensors file ({error}); it may be truncated, get it again") from error
+        raise ValueError(
+            f"{path} is not a readable safetensors file ({error}); it may be truncated, get it again"
+        ) from error
     if metadata.get("format") != "invdiff-unet":
-        raise ValueError(f"{path} is a safetensors file, but not one of an invdiff network (written by `invdiff train`)")
-    config: dict[str, Any] = json.loads(metadata["config"])
-    config["widths"] = tuple(config["widths"])
-    net = DenoisingUNet(NetworkConfig(**config))
+        raise ValueError(
+            f"{path} is a safetensors file, but not one of an invdiff network (written by `invdiff train`)"
+        )
+    try:
+        config: dict[str, Any] = json.loads(metadata["config"])
+        config["widths"] = tuple(config["widths"])
+        net = DenoisingUNet(NetworkConfig(**config))
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{path}: its header does not describe a network ({error!r}); get the file again") from error
     try:
         net.load_state_dict(tensors)
     except RuntimeError as error:

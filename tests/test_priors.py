@@ -171,6 +171,10 @@ def test_bad_files(shipped: Path, tmp_path: Path) -> None:
     save_file({"weight": torch.zeros(3)}, path)
     with pytest.raises(ValueError, match="not one of an invdiff network"):
         priors.load(path)
+    for header in ({}, {"config": "{"}, {"config": "{}"}, {"config": '{"widths": [8], "depth": 3}'}):
+        save_file({"weight": torch.zeros(3)}, path, {"format": "invdiff-unet", **header})
+        with pytest.raises(ValueError, match="does not describe a network"):
+            priors.load(path)
     config = json.dumps({"widths": [8, 16], "blocks": 2})
     save_file({"weight": torch.zeros(3)}, path, {"format": "invdiff-unet", "config": config})
     with pytest.raises(ValueError, match="do not fit"):

@@ -1,0 +1,115 @@
+"""Recipes: everything that fixes a training run, read from YAML and checked."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from invdiff.priors.network import NetworkConfig
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that fixes a training run; ``priors/recipes/*.yaml`` holds one file each."""
+
+    name: str
+    channels: int = 3
+    widths: tuple[int, ...] = (32, 64, 128, 256)
+    blocks: int = 2
+    patch: int = 1
+    mean: float = 0.5
+    std: float = 0.25
+    sigma_min: float = 0.002
+    sigma_max: float = 20.0
+    crop: int = 64
+    batch: int = 16
+    steps: int = 30000
+    learning_rate: float = 3e-3
+    ema: float = 0.999
+    log_sigma_mean: float = -2.2
+    log_sigma_std: float = 1.4
+    wide_share: float = 0.05
+    gray_share: float = 0.0
+    scales: tuple[float, ...] = (1.0,)
+    holdout: int = 16
+    seed: int = 0
+
+    @classmethod
+    def load(cls, name: str | Path) -> Recipe:
+        """Read a recipe that ships (by name) or a YAML file of your own (by path); ``ValueError`` names file and key."""
+        shipped = resources.files("invdiff.priors") / "recipes" / f"{name}.yaml"
+        path = Path(name)
+        if shipped.is_file():
+            text = shipped.read_text()
+        elif path.is_file():
+            text = path.read_text()
+        else:
+            folder = resources.files("invdiff.priors") / "recipes"
+            names = sorted(p.name.removesuffix(".yaml") for p in folder.iterdir())
+            raise ValueError(
+                f"unknown recipe {str(name)!r}; recipes that ship: {', '.join(names)}, or give a YAML file"
+            )
+        try:
+            values = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(f"recipe {name}: not YAML ({' '.join(str(error).split())})") from None
+        if not isinstance(values, dict) or "name" not in values:
+            raise ValueError(f"recipe {name}: lines of 'key: value' are needed, the key 'name' among them")
+        kinds = {f.name: str(f.type) for f in fields(cls)}
+        unknown = set(values) - set(kinds)
+        if unknown:
+            raise ValueError(f"recipe {name}: unknown keys {sorted(map(str, unknown))}; allowed: {list(kinds)}")
+        for key, value in values.items():
+            try:
+                values[key] = _typed(value, kinds[key])
+            except (TypeError, ValueError):
+                raise ValueError(f"recipe {name}: {key} must be {_KINDS[kinds[key]]}, got {value!r}") from None
+        try:
+            return cls(**values)
+        except ValueError as error:
+            raise ValueError(f"recipe {name}: {error}") from None
+
+    def __post_init__(self) -> None:
+        if not self.name or Path(self.name).name != self.name:
+            raise ValueError(f"name is the name of a file without its folder, got {self.name!r}")
+        if self.channels not in (1, 3):
+            raise ValueError(f"channels is 1 (gray) or 3 (colour), got {self.channels}")
+        for key in ("blocks", "patch", "crop", "batch", "steps", "holdout", "std", "sigma_min", "learning_rate"):
+            if not getattr(self, key) > 0:
+                raise ValueError(f"{key} must be positive, got {getattr(self, key)}")
+
+    def network(self) -> NetworkConfig:
+        """The part of the recipe that shapes the network."""
+        return NetworkConfig(**{f.name: getattr(self, f.name) for f in fields(NetworkConfig)})
+
+
+_KINDS = {
+    "str": "text",
+    "int": "a whole number",
+    "float": "a number",
+    "tuple[int, ...]": "a list of whole numbers, e.g. [32, 64]",
+    "tuple[float, ...]": "a list of numbers, e.g. [1.0, 0.5]",
+}
+
+
+def _typed(value: Any, kind: str) -> Any:
+    """``value`` as a field of type ``kind``, or an error; YAML takes numbers such as 3e-3 for text."""
+    if kind.startswith("tuple"):
+        if not isinstance(value, list) or not value:
+            raise TypeError
+        return tuple(_typed(v, kind[len("tuple[") : -len(", ...]")]) for v in value)
+    if isinstance(value, bool):
+        raise TypeError
+    if kind == "float":
+        number = float(value)
+        if not math.isfinite(number):
+            raise ValueError
+        return number
+    if not isinstance(value, {"int": int, "str": str}[kind]):
+        raise TypeError
+    return value
