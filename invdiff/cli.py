@@ -2,10 +2,14 @@
 
 Heavy libraries are imported inside the commands, so that ``--help`` and typing mistakes answer at once. Mistakes end in
 one line ``error: ...`` and exit code 2; exit code 1 means that some pictures of many failed, 130 that you stopped it.
+With ``INVDIFF_DEBUG=1`` in the environment the traceback comes before the line.
 """
 
 from __future__ import annotations
 
+import os
+import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,25 +22,46 @@ from typer.core import TyperGroup
 
 from invdiff import __version__
 
+# What work can raise; RuntimeError is torch's, out of memory included.
+ERRORS = (ValueError, TypeError, LookupError, OSError, ArithmeticError, MemoryError, RuntimeError)
+
+
+def _one_line(error: Exception) -> str:
+    if os.environ.get("INVDIFF_DEBUG") == "1":
+        traceback.print_exception(type(error), error, error.__traceback__)
+    return " ".join(str(error).split()) or type(error).__name__
+
 
 class _Commands(TyperGroup):
-    """Commands whose errors are one line, not a traceback."""
+    """Commands whose errors are one line, not a traceback or a box."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        try:
+            code = super().main(*args, **{**extra, "standalone_mode": False})
+        except Exception as error:
+            if not hasattr(error, "format_message"):  # what click's errors of usage have, wherever typer keeps click
+                raise
+            typer.echo(f"error: {' '.join(error.format_message().split())}", err=True)
+            code = 2
+        sys.exit(code or 0)
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except (ValueError, TypeError, OSError, ArithmeticError, MemoryError) as error:
-            typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+        except (typer.Exit, typer.Abort):  # RuntimeErrors, but no mistakes
+            raise
+        except ERRORS as error:
+            typer.echo(f"error: {_one_line(error)}", err=True)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
-            typer.echo("stopped; finished pictures are kept, nothing is half-written", err=True)
+            typer.echo("stopped; what was finished is kept, nothing is half-written", err=True)
             raise typer.Exit(130) from None
 
 
 app = typer.Typer(
     cls=_Commands,
     help="Restore images with pretrained diffusion priors.",
-    no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -51,11 +76,13 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def options(
+    ctx: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    pass
+    if ctx.invoked_subcommand is None:
+        typer.echo(ctx.get_help())
 
 
 @contextmanager
@@ -125,8 +152,8 @@ def _restore_many(settings: Any, jobs: list[Any]) -> None:
                     bar.update(whole, completed=i + done)
 
                 _tell(job, restorer(job, progress))  # type: ignore[misc]
-            except (ValueError, TypeError, OSError, ArithmeticError, MemoryError) as error:
-                failed.append(f"{job.source}: {' '.join(str(error).split())}")
+            except ERRORS as error:
+                failed.append(f"{job.source}: {_one_line(error).removeprefix(f'{job.source}: ')}")
                 typer.echo(f"error: {failed[-1]}", err=True)
             bar.remove_task(line)
     typer.echo(
@@ -153,11 +180,14 @@ def _tell(job: Any, report: Any) -> None:
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the sheet.")] = Path("invdiff-demo"),
     images: Annotated[
-        str, typer.Option(help="few: a photograph a task; all: every photograph for every task.")
+        str, typer.Option(help="few: three photographs, one corruption each; all: all four under all three.")
     ] = "few",
     prior: Annotated[str, typer.Option(help="A prior or a .safetensors file.")] = "natural",
 ) -> None:
-    """Degrade and restore photographs that come with scikit-image; compare with total variation."""
+    """Degrade and restore photographs that come with scikit-image; compare with total variation.
+
+    By default each of three photographs gets one corruption; --images all puts all four under all three.
+    """
     from invdiff.demo import run
 
     with _bar() as bar:
@@ -193,7 +223,7 @@ def _first_sentence(text: str) -> str:
 def train(
     recipe: Annotated[str, typer.Option(help="A recipe that ships, or a YAML file.")],
     data: Annotated[Path, typer.Option(help="Folder of images.")],
-    out: Annotated[Path, typer.Option(help="Folder for the weights; a stopped run goes on from there.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for the weights; a stopped run goes on from there. [default: runs/NAME of the recipe]", show_default=False)] = None,
     minutes: Annotated[float | None, typer.Option(help="Stop after this time.")] = None,
     steps: Annotated[int | None, typer.Option(help="Override the recipe's number of steps.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
@@ -201,7 +231,7 @@ def train(
     """Train a prior on a folder of images."""
     from dataclasses import replace
 
-    from invdiff.priors.training import Recipe
+    from invdiff.priors.recipe import Recipe
     from invdiff.priors.training import train as run
 
     for name, value in (("minutes", minutes), ("steps", steps)):
@@ -216,5 +246,5 @@ def train(
         def report(step: int, done: float, loss: float) -> None:
             bar.update(line, completed=done, description=f"{chosen.name}: step {step}, loss {loss:.4f}")
 
-        path = run(chosen, data, out, minutes=minutes, device=device, report=report)
+        path = run(chosen, data, out or Path("runs") / chosen.name, minutes=minutes, device=device, report=report)
     typer.echo(f"weights: {path}")

@@ -97,9 +97,9 @@ def run(
     denoiser = priors.load(prior)
     pairs = list(zip(TASKS, PHOTOGRAPHS)) if images == "few" else [(t, name) for t in TASKS for name in PHOTOGRAPHS]
 
-    caption = "TV: total variation at the weight best for the truth. NFE: network evaluations a sample."
+    caption = "TV: total variation at the weight best for the truth. s: seconds. NFE: network evaluations a sample."
     table = Table(title="PSNR in dB / SSIM", caption=caption)
-    for column in ("task", "photo", "corrupted", "TV", "invdiff", "seconds", "NFE"):
+    for column in ("task", "photo", "corrupted", "TV", "invdiff", "s", "NFE"):
         table.add_column(column, justify="left" if column in ("task", "photo") else "right", no_wrap=True)
     rows = []
     for i, (task, name) in enumerate(pairs):
@@ -116,7 +116,7 @@ def run(
         corrupted = task.show(y)
         figures = [scores(x, truth) for x in (corrupted, baseline, result.x)]
         cells = [f"{psnr:.2f}/{ssim:.3f}" for psnr, ssim in figures]
-        table.add_row(task.name, name, *cells, f"{result.seconds:.1f}", str(result.nfe))
+        table.add_row(task.name, name, *cells, f"{result.seconds:.0f}", str(result.nfe))
         rows.append(Row(f"{name}: {task.title}", [corrupted, baseline, result.x], figures, result.std, truth))
     write_atomically(path, lambda p: draw_sheet(p, rows))
     progress(1.0, "done")

@@ -83,8 +83,13 @@ def read_image(path: str | Path) -> tuple[Tensor, Meta]:
 
 def read_mask(path: str | Path, size: tuple[int, int]) -> Tensor:
     """Read a mask for an image of ``size`` (H, W): 1 where white (known), 0 where black (to be filled); split at 50 %."""
-    x, _ = read_image(path)
+    x, meta = read_image(path)
     mask = (x.mean((0, 1)) > 0.5).float()
+    if meta.alpha is not None and len(meta.alpha.unique()) > 1 and len(mask.unique()) == 1:
+        raise ValueError(
+            f"{path}: the mask is of one colour and its drawing lies in the transparency, which is not read; "
+            "save it without transparency, white for known and black for what is to be filled"
+        )
     if tuple(mask.shape) != tuple(size):
         raise ValueError(
             f"{path}: the mask is {mask.shape[1]}x{mask.shape[0]} pixels, the image {size[1]}x{size[0]}; they must agree"
@@ -215,9 +220,7 @@ def _decode_8bit(path: Path, im: Image.Image, form: str, notices: tuple[str, ...
         im, icc = im.convert("RGB"), None
         notices += (f"{path}: {mode} colours, converted to RGB without a colour profile",)
     else:
-        raise _UnsupportedError(
-            f"pixels of type {mode} have no known range; save the picture with 8 or 16 bits a channel"
-        )
+        raise _UnsupportedError(f"pixels of type {mode} have no known range; save it as 8 or 16 bits")
     return np.asarray(im), Meta(icc=icc, exif=exif, notices=notices)
 
 
@@ -227,6 +230,8 @@ def _read_deep_tiff(path: Path) -> tuple[np.ndarray, Meta] | None:
 
     with tifffile.TiffFile(path) as file:
         page = file.pages.first
+        if page.dtype is not None and page.dtype.itemsize > 2:
+            raise _UnsupportedError(f"pixels of type {page.dtype} have no known range; save it as 8 or 16 bits")
         if page.dtype != np.uint16:
             return None
         photometric = page.photometric.name

@@ -26,6 +26,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -33,11 +34,12 @@ from torch.nn import functional as F
 from invdiff import operators, priors, solvers
 from invdiff.io import FORMATS, check_writable, read_image, read_mask, write_image
 from invdiff.result import Result
-from invdiff.solving import solve
+from invdiff.solving import DEFAULT_SAMPLES, solve
 
 DEFAULT_NOISE = {"inpaint": 0.01, "deblur": 0.02, "superres": 0.02, "denoise": None}
 WHOLE = 1024 * 1024  # pixels of the result; larger pictures are restored in overlapping tiles, to bound the memory
 TILE, OVERLAP = 640, 64
+MARGIN = 4  # pixels a small picture is extended by on each side before it is enlarged
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,8 @@ class Settings:
             raise ValueError(f"--noise is a standard deviation, finite and not negative, got {self.noise}")
         if self.scale is not None and not 2 <= self.scale <= 16:
             raise ValueError(f"--scale is a whole number from 2 to 16, got {self.scale}")
+        if self.seed < 0:
+            raise ValueError(f"--seed is a whole number, not negative, got {self.seed}")
         for name in ("steps", "samples", "batch_size"):
             if (getattr(self, name) or 1) < 1 or getattr(self, name) == 0:
                 raise ValueError(f"--{name.replace('_', '-')} is at least 1, got {getattr(self, name)}")
@@ -96,7 +100,9 @@ class Job:
         return self.target.exists() and (self.uncertainty is None or self.uncertainty.exists())
 
     def check(self) -> None:
-        """``ValueError`` if a result would replace a file it is made from, or another result."""
+        """``ValueError`` if there is no picture, or a result would replace a file it is made from, or another result."""
+        if not self.source.is_file():
+            raise ValueError(f"{self.source}: no such file or folder")
         files = [p.resolve() for p in (self.source, self.mask, self.target, self.uncertainty) if p]
         if len(set(files)) < len(files):
             names = ", ".join(str(p) for p in (self.source, self.mask, self.target, self.uncertainty) if p)
@@ -120,6 +126,8 @@ class Report:
 
 def is_many(source: str) -> bool:
     """Whether ``source`` is a folder or a pattern with wildcards, not a file."""
+    if not source:
+        raise ValueError("INPUT is empty; give a picture, a folder or a pattern")
     return Path(source).is_dir() or (not Path(source).exists() and any(c in source for c in "*?["))
 
 
@@ -128,6 +136,9 @@ def find_jobs(source: str, output: Path, mask: Path | None = None, uncertainty: 
 
     ``mask`` is one file for all or a folder, ``uncertainty`` a folder.
     """
+    for place in filter(None, (output, uncertainty)):
+        if place.is_file():
+            raise ValueError(f"{place} is a file, but {source} is many pictures; give a folder for the results")
     found = Path(source).iterdir() if Path(source).is_dir() else map(Path, glob(source, recursive=True))
     out = output.resolve()
     files = [p for p in found if p.suffix.lower() in FORMATS and p.is_file() and out not in p.resolve().parents]
@@ -176,6 +187,9 @@ class Restorer:
         if noise is None:
             noise = estimate_noise(y)
 
+        samples = self.settings.samples
+        if samples is None and job.uncertainty:
+            samples = DEFAULT_SAMPLES  # denoising needs none for its mean, but a spread does
         boxes = list(_boxes(size, scale))
         if not all(bool(mask[box].any()) for box in boxes):
             raise ValueError(
@@ -185,13 +199,14 @@ class Restorer:
         nfe, seconds = 0, 0.0
         for i, box in enumerate(boxes):
             report = partial(_share, progress, i, len(boxes)) if progress else None
-            result = self._solve((mask * y)[box], mask[box], noise, report)
+            seed = self.settings.seed if len(boxes) == 1 else _seed(self.settings.seed, i)
+            result = self._solve((mask * y)[box], mask[box], noise, samples, seed, report)
             place = _scaled(box, scale)
             window = _window(place)
             mean[place] += window * self._crop(result.x, window).cpu()
             std[place] += window * self._crop(result.std, window).cpu()
             weight[place] += window
-            nfe, seconds = nfe + result.nfe, seconds + result.seconds
+            nfe, seconds = max(nfe, result.nfe), seconds + result.seconds
 
         notices = list(meta.notices) + write_image(job.target, mean / weight, meta)
         white = None
@@ -202,15 +217,25 @@ class Restorer:
             write_image(job.uncertainty, spread / white, text={"Description": note, "white": f"{white:.6g}"})
         return Report(size, noise, str(result.solver), nfe, seconds, white, notices)
 
-    def _solve(self, y: Tensor, mask: Tensor, noise: float, progress: Callable[[int, int], None] | None) -> Result:
+    def _solve(
+        self,
+        y: Tensor,
+        mask: Tensor,
+        noise: float,
+        samples: int | None,
+        seed: int,
+        progress: Callable[[int, int], None] | None,
+    ) -> Result:
+        if self.settings.scale is not None:  # the operator is circular: keep the opposite border away
+            y = _reflected(y, MARGIN)
         return solve(
             y.to(self.device),
             self._operator(mask, noise).to(self.device),
             self.prior,
             self.settings.solver,
-            samples=self.settings.samples,
+            samples=samples,
             steps=self.settings.steps,
-            seed=self.settings.seed,
+            seed=seed,
             batch_size=self.settings.batch_size,
             progress=progress or False,
         )
@@ -226,10 +251,11 @@ class Restorer:
 
     def _crop(self, x: Tensor, window: Tensor) -> Tensor:
         """The part of ``x`` the file shows: light from beyond its border reaches it through the kernel."""
-        if self.kernel is None:
-            return x
-        (h, w), (height, width) = self.kernel.shape, window.shape
-        top, left = h - 1 - h // 2, w - 1 - w // 2
+        height, width = window.shape
+        top = left = MARGIN * (self.settings.scale or 0)
+        if self.kernel is not None:
+            h, w = self.kernel.shape
+            top, left = h - 1 - h // 2, w - 1 - w // 2
         return x[..., top : top + height, left : left + width]
 
 
@@ -239,12 +265,12 @@ def estimate_noise(x: Tensor) -> float:
     The filter of Immerkaer (1996, "Fast noise variance estimation") has norm 6 and is blind to linear slopes; the
     median (Donoho & Johnstone 1994) keeps edges out. Fine texture counts as noise.
     """
+    if min(x.shape[-2:]) < 3:
+        raise ValueError(
+            f"the noise of a picture of {x.shape[-1]}x{x.shape[-2]} pixels cannot be estimated (3x3 at least); give --noise"
+        )
     line = x.new_tensor([1.0, -2.0, 1.0])
     response = F.conv2d(x.transpose(0, 1), (line[:, None] * line)[None, None])
-    if response.numel() == 0:
-        raise ValueError(
-            f"the noise of a picture of {x.shape[-1]}x{x.shape[-2]} pixels cannot be estimated; give --noise"
-        )
     return float(response.abs().median()) / (6 * 0.6745)
 
 
@@ -265,6 +291,20 @@ def _boxes(size: tuple[int, int], scale: int) -> Iterator[Box]:
         axes.append([slice(start, min(n, start + tile)) for start in starts])
     for rows, columns in product(*axes):
         yield ..., rows, columns
+
+
+def _reflected(y: Tensor, margin: int) -> Tensor:
+    """``y`` extended on each side by its mirror image, repeated where the picture is smaller than the margin."""
+    for axis in (-2, -1):
+        n = y.shape[axis]
+        i = torch.arange(-margin, n + margin) % (2 * n)
+        y = y.index_select(axis, torch.minimum(i, 2 * n - 1 - i))
+    return y
+
+
+def _seed(seed: int, tile: int) -> int:
+    """A seed of its own for each tile, so that the noise of neighbours does not repeat."""
+    return int(np.random.SeedSequence((seed, tile)).generate_state(1)[0])
 
 
 def _scaled(box: Box, scale: int) -> Box:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -130,7 +131,8 @@ def test_deblurring_does_not_shift(folder: Path, weights: str, shape: tuple[int,
 
 @pytest.mark.parametrize("scale", [1, 2])
 def test_tiles_join_without_a_trace(folder: Path, monkeypatch: pytest.MonkeyPatch, scale: int) -> None:
-    calls = []
+    calls: list[tuple[int, ...]] = []
+    most = 16 if scale == 1 else 16 + 4 * restore.MARGIN  # enlarged, a small picture has a margin on each side
 
     def enlarge(y: Tensor, A: Any) -> Tensor:
         calls.append(tuple(y.shape))
@@ -142,9 +144,98 @@ def test_tiles_join_without_a_trace(folder: Path, monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(restore, name, value)
     task = ["denoise"] if scale == 1 else ["superres", "--scale", "2"]
     assert invoke("restore", "a.png", "out.png", "--task", *task).exit_code == 0
-    assert len(calls) == (3 * 3 if scale == 1 else 5 * 7) and all(max(c[2:]) * scale <= 16 for c in calls)
+    assert len(calls) == (3 * 3 if scale == 1 else 5 * 7) and all(max(c[2:]) * scale <= most for c in calls)
     x, out = read_image("a.png")[0], read_image("out.png")[0]
     torch.testing.assert_close(out, enlarge(x, None), atol=1e-6, rtol=0)
+
+
+def test_every_tile_has_noise_of_its_own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+
+    def solve(y: Tensor, *args: Any, seed: int, **kwargs: Any) -> Any:
+        seeds.append(seed)
+        return SimpleNamespace(x=y, std=0 * y, nfe=7, seconds=0.0, solver="fake")
+
+    monkeypatch.setattr(restore, "solve", solve)
+    monkeypatch.setattr(restore.priors, "load", lambda name: torch.nn.Identity())
+    args = ["restore", "a.png", "out.png", "--task", "denoise", "--seed", "5"]
+    assert invoke(*args).exit_code == 0 and seeds == [5]
+    for name, value in (("WHOLE", 20 * 20), ("TILE", 16), ("OVERLAP", 4)):
+        monkeypatch.setattr(restore, name, value)
+    result = invoke(*args)
+    assert len(set(seeds)) == len(seeds) == 10 and "7 network evaluations" in result.output
+    assert invoke(*args).exit_code == 0 and seeds[1:10] == seeds[10:]
+
+
+@pytest.mark.parametrize("size", [(32, 40), (1, 1), (3, 2)])
+def test_enlarging_keeps_the_opposite_border_out(folder: Path, weights: str, size: tuple[int, int]) -> None:
+    steps = np.full((*size, 3), 64, np.uint8)
+    steps[:, size[1] // 2 :] = 192
+    Image.fromarray(steps).save("steps.png")
+    args = ["--task", "superres", "--scale", "4", "--noise", "0.01", "--prior", weights, "--samples", "1"]
+    result = invoke("restore", "steps.png", "out.png", *args)
+    assert result.exit_code == 0, result.output
+    out = read_image("out.png")[0]
+    assert out.shape == (1, 3, 4 * size[0], 4 * size[1])
+    if size[1] > 3:
+        columns = out.mean((0, 1, 2))
+        for border, inside in ((columns[:4], columns[40]), (columns[-4:], columns[-40])):
+            assert (border - inside).abs().max() < 0.02  # wrapped around, they would mix
+
+
+def test_a_margin_is_a_mirror_image() -> None:
+    row = torch.arange(3.0).view(1, 1, 1, 3)
+    assert restore._reflected(row, 4)[0, 0, 2].tolist() == [2, 2, 1, 0, 0, 1, 2, 2, 1, 0, 0]
+
+
+def test_an_uncertainty_of_denoising_is_drawn_without_being_asked_for_samples(folder: Path, weights: str) -> None:
+    args = ["--task", "denoise", "--noise", "0.1", "--steps", "3", "--prior", weights]
+    assert invoke("restore", "a.png", "out.png", "--uncertainty", "s.png", *args).exit_code == 0
+    with Image.open("s.png") as std:
+        assert np.asarray(std).std() > 5 and 0 < float(std.info["white"]) < 0.5
+
+
+@pytest.mark.parametrize("error", [RuntimeError("CUDA\nlost"), torch.OutOfMemoryError("out of memory"), KeyError("x")])
+def test_errors_of_torch_are_one_line_and_a_folder_goes_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    working = fake_solve(lambda y, A: y)
+
+    def solve(y: Tensor, A: Any, *args: Any, **kwargs: Any) -> Any:
+        if y.shape[-1] == 40:
+            raise error
+        return working(y, A)
+
+    monkeypatch.setattr(restore, "solve", solve)
+    monkeypatch.setattr(restore.priors, "load", lambda name: torch.nn.Identity())
+    line = f"error: {' '.join(str(error).split())}\n"
+    result = invoke("restore", "a.png", "out.png", "--task", "denoise")
+    assert (result.exit_code, result.stderr) == (2, line)
+    monkeypatch.setenv("INVDIFF_DEBUG", "1")
+    result = invoke("restore", "a.png", "out.png", "--task", "denoise")
+    assert result.exit_code == 2 and "Traceback" in result.stderr and result.stderr.endswith(line)
+    (folder / "in").mkdir()
+    os.link("a.png", "in/1.png")
+    Image.new("RGB", (8, 8)).save("in/2.png")
+    result = invoke("restore", "in", "out", "--task", "denoise")
+    assert result.exit_code == 1 and "1 restored, 0 skipped (already there), 1 failed" in result.output
+    assert Path("out/2.png").is_file()
+
+
+USAGE = [["--nope"], ["nope"], ["restore"], ["restore", "a", "b", "--task", "denoise", "--nope"],
+         ["restore", "a", "b", "--task", "denoise", "--steps", "x"]]  # fmt: skip
+
+
+@pytest.mark.parametrize("args", USAGE)
+def test_errors_of_usage_are_one_line(args: list[str]) -> None:
+    result = invoke(*args)
+    assert result.exit_code == 2 and result.stdout == ""
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+
+
+def test_no_arguments_print_the_help() -> None:
+    result = invoke()
+    assert result.exit_code == 0 and "restore" in result.stdout and result.output == invoke("--help").output
 
 
 def test_noise_is_estimated_from_the_picture() -> None:
@@ -167,7 +258,7 @@ def test_many_pictures_skip_fail_and_go_on(folder: Path, weights: str, pattern: 
     args = [pattern, "out", "--task", "denoise", "--uncertainty", "std", "--prior", weights, *QUICK]
     first = invoke("restore", *args)
     assert first.exit_code == 1 and "3 restored, 0 skipped (already there), 1 failed" in first.output
-    assert f"failed: {Path('photos/3.png')}" in first.output
+    assert f"failed: {Path('photos/3.png')}: not a readable" in first.output
     assert {p.name for p in (folder / "out").iterdir()} == {"1.png", "2.png", "4.png"}
     assert {p.name for p in (folder / "std").iterdir()} == {f"{i}.png-std.png" for i in (1, 2, 4)}
     (folder / "out" / "2.png").unlink()
@@ -190,6 +281,13 @@ def test_each_picture_of_a_folder_takes_its_own_mask(folder: Path, weights: str)
 
 ERRORS: dict[str, tuple[list[str], str]] = {
     "missing picture": (["none.png", "o.png", "--task", "denoise"], "no such file"),
+    "empty input": (["", "o.png", "--task", "denoise"], "INPUT is empty"),
+    "missing input folder": (["none", "out", "--task", "denoise"], "none: no such file or folder"),
+    "many into a file": (["photos", "mask.png", "--task", "denoise"], "mask.png is a file"),
+    "uncertainties into a file": (["photos", "o", "--task", "denoise", "--uncertainty", "mask.png"], "mask.png is a file"),
+    "too small to estimate": (["2x9.png", "o.png", "--task", "denoise"], "give --noise"),
+    "drawing in the transparency": (["a.png", "o.png", "--task", "inpaint", "--mask", "clear.png"], "transparency"),
+    "negative seed": (["a.png", "o.png", "--task", "denoise", "--seed", "-1"], "not negative"),
     "damaged picture": (["bad.png", "o.png", "--task", "denoise"], "bad.png: not a readable image"),
     "unknown task": (["a.png", "o.png", "--task", "sharpen"], "tasks: inpaint, deblur, superres, denoise"),
     "no mask": (["a.png", "o.png", "--task", "inpaint"], "inpaint needs --mask"),
@@ -227,7 +325,13 @@ def test_mistakes_end_in_one_line_and_nothing_is_written(folder: Path, weights: 
     Image.new("L", (8, 8), 255).save("small.png")
     Image.new("L", (40, 32)).save("black.png")
     (folder / "bad.png").write_bytes((folder / "a.png").read_bytes()[:600])
-    (folder / "empty").mkdir()
+    for name in ("empty", "photos"):
+        (folder / name).mkdir()
+    os.link("a.png", "photos/a.png")
+    Image.new("RGB", (2, 9)).save("2x9.png")
+    drawing = Image.new("LA", (40, 32))
+    drawing.paste((0, 255), (5, 5, 20, 20))
+    drawing.save("clear.png")
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
     result = invoke("restore", *args, *([] if "--prior" in args else ["--prior", weights]))
     assert result.exit_code == 2, result.output
@@ -280,6 +384,8 @@ def test_train_makes_a_prior_that_restore_takes(folder: Path) -> None:
     Path("tiny.yaml").write_text("{name: tiny, widths: [8], blocks: 1, crop: 32, batch: 2, steps: 1000, holdout: 1}")
     result = invoke("train", "--recipe", "tiny.yaml", "--data", "data", "--out", "run", "--steps", "2")
     assert result.exit_code == 0, result.output
+    assert invoke("train", "--recipe", "tiny.yaml", "--data", "data", "--steps", "2").exit_code == 0
+    assert Path("runs/tiny/tiny.safetensors").is_file()
     assert "tiny.safetensors" in result.output and "in 2 steps" in Path("run/tiny.md").read_text()
     args = ["--task", "denoise", "--prior", "run/tiny.safetensors", *QUICK]
     assert invoke("restore", "a.png", "out.png", *args).exit_code == 0
@@ -292,6 +398,9 @@ def test_demo_compares_and_draws(folder: Path, weights: str, monkeypatch: pytest
     result = invoke("demo", "--out", "sheets", "--prior", weights)
     assert result.exit_code == 0, result.output
     assert all(task.name in result.output for task in demo.TASKS)
+    assert "NFE" in result.output and "…" not in result.output  # in 80 columns
+    assert max(map(len, result.stdout.splitlines()[:-1])) <= 80
+    assert len(re.findall(r"\d\d?\.\d\d/0\.\d{3}", result.output)) == 9
     with Image.open("sheets/sheet.png") as sheet:
         assert sheet.size[0] >= 1200 and np.asarray(sheet).std() > 20
     result = invoke("demo", "--images", "some", "--prior", weights)

@@ -223,8 +223,20 @@ def test_missing_files_and_unknown_pixel_types(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such file"):
         read_image(tmp_path / "none.png")
     tifffile.imwrite(tmp_path / "f.tif", np.zeros((4, 4), np.float32))
-    with pytest.raises(ValueError, match="8 or 16 bits"):
-        read_image(tmp_path / "f.tif")
+    tifffile.imwrite(tmp_path / "rgb.tif", np.zeros((4, 4, 3), np.float32), photometric="rgb")
+    for name in ("f.tif", "rgb.tif"):
+        with pytest.raises(ValueError, match="float32 have no known range; save it as 8 or 16 bits"):
+            read_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("gray", [0, 255])
+def test_a_mask_drawn_in_the_transparency_is_refused(tmp_path: Path, gray: int) -> None:
+    array = np.full((4, 4, 2), gray, np.uint8)
+    array[..., 1] = [[0], [0], [255], [255]]
+    with pytest.raises(ValueError, match="drawing lies in the transparency"):
+        read_mask(save(tmp_path / "m.png", array), (4, 4))
+    array[:2, :, 0] = 255 - gray
+    assert read_mask(save(tmp_path / "m.png", array), (4, 4)).mean() == 0.5
 
 
 def test_mask_is_split_at_half(tmp_path: Path) -> None:
