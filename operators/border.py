@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from invdiff.operators.base import conjugate_gradient
+
+WIDEST = 128  # lines of a band to precondition: the inverses take memory by their square and time by their cube
 
 
 def extend(e: Tensor, damping: Tensor, size: tuple[int, int]) -> Tensor:
@@ -19,7 +23,8 @@ def extend(e: Tensor, damping: Tensor, size: tuple[int, int]) -> Tensor:
 
     It is solved by conjugate gradients. On the rows alone ``D_bb`` is a convolution along them, so that in Fourier it splits into
     a small matrix for each frequency; on the columns likewise. The sum of both inverses is the preconditioner, an additive
-    Schwarz method with the corner as the overlap.
+    Schwarz method with the corner as the overlap. A band of more than ``WIDEST`` lines, that of a large kernel, does without:
+    its inverses would cost more than the steps that they save.
 
     :param damping: the filter, ``rfft2``-shaped, with values in (0, 1].
     :return: the extended ``f``, (B, C, *size), with ``e`` in its first rows and columns.
@@ -41,18 +46,22 @@ def extend(e: Tensor, damping: Tensor, size: tuple[int, int]) -> Tensor:
         rows, columns = split(u)
         return torch.cat([F.pad(columns, (w, 0)), rows], -2)
 
-    across = torch.fft.ifft(damping, dim=-2)  # of the difference of two rows, for each frequency along them
-    on_rows = _inverses(across.mT, height - h)
-    on_columns = _inverses(torch.fft.rfft(torch.fft.irfft(across, n=width), dim=-2), width - w)
+    def schwarz() -> Callable[[Tensor], Tensor]:
+        across = torch.fft.ifft(damping, dim=-2)  # of the difference of two rows, for each frequency along them
+        on_rows = _inverses(across.mT, height - h)
+        on_columns = _inverses(torch.fft.rfft(torch.fft.irfft(across, n=width), dim=-2), width - w)
 
-    def precondition(r: Tensor) -> Tensor:
-        rows, columns = split(r)
-        columns = torch.cat([columns, rows[..., w:]], -2)
-        rows = torch.fft.irfft(torch.einsum("...fij,...jf->...if", on_rows, torch.fft.rfft(rows)), n=width)
-        columns = torch.einsum("...fij,...fj->...fi", on_columns, torch.fft.rfft(columns, dim=-2))
-        columns = torch.fft.irfft(columns, n=height, dim=-2)
-        return join(rows + F.pad(columns[..., h:, :], (w, 0)), columns[..., :h, :])
+        def precondition(r: Tensor) -> Tensor:
+            rows, columns = split(r)
+            columns = torch.cat([columns, rows[..., w:]], -2)
+            rows = torch.fft.irfft(torch.einsum("...fij,...jf->...if", on_rows, torch.fft.rfft(rows)), n=width)
+            columns = torch.einsum("...fij,...fj->...fi", on_columns, torch.fft.rfft(columns, dim=-2))
+            columns = torch.fft.irfft(columns, n=height, dim=-2)
+            return join(rows + F.pad(columns[..., h:, :], (w, 0)), columns[..., :h, :])
 
+        return precondition
+
+    precondition = schwarz() if max(height - h, width - w) <= WIDEST else lambda r: r
     start = F.pad(e, (0, width - w, 0, height - h))
     # The tolerance keeps the proximal step within 1e-3 of the range of an image up to gamma = 1e4, whatever it starts from.
     u = conjugate_gradient(lambda u: filtered(spread(u)), -filtered(start), precondition=precondition, tolerance=3e-6)

@@ -244,6 +244,17 @@ def test_prox_of_a_valid_blur_takes_few_steps(kernel: str, steps: int, monkeypat
         operator.prox_l2(0.9 * x, operator.A(x), 2500.0)
 
 
+@pytest.mark.parametrize("kernel", ["gaussian:12", "disk:30"])
+def test_prox_of_a_valid_blur_by_a_large_kernel(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond a width there is no preconditioner, since its matrices are large; the solution is the same."""
+    operator = ops.Blur(ops.parse_kernel(kernel), boundary="valid").double()
+    x, side = pictures(1, 1, 200, 210), operator.kernel.shape[-1]
+    with_it = operator.prox_l2(0.9 * x, operator.A(x), 2500.0)
+    monkeypatch.setattr(border, "WIDEST", side // 2)
+    monkeypatch.setattr(border, "_inverses", lambda *_: pytest.fail("a large system was inverted"))
+    torch.testing.assert_close(operator.prox_l2(0.9 * x, operator.A(x), 2500.0), with_it, atol=5e-4, rtol=0)
+
+
 def test_pseudo_inverse_of_a_valid_blur_explains_the_measurement_and_is_linear() -> None:
     operator = ops.Blur(ops.gaussian_kernel(1.5), boundary="valid")
     y = operator.A(pictures(2, 1, 41, 37))
