@@ -146,11 +146,11 @@ def train(
     from invdiff.priors.weights_io import save_weights
 
     folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     images = load_images(data, recipe.channels, recipe.crop)
     if len(images) < 2:
         raise ValueError(f"training data: {data} holds one usable image; give two or more, since one is held out")
+    folder.mkdir(parents=True, exist_ok=True)
     held = images[:: max(1, len(images) // recipe.holdout)][: min(recipe.holdout, len(images) - 1)]
     held_ids = {id(im) for im in held}
     crops = Crops([im for im in images if id(im) not in held_ids], recipe)

@@ -108,7 +108,10 @@ RANK = {
     **dict.fromkeys(["restore", "demo"], 5),
     "cli": 6,
 }
-SIDEWAYS = {("priors/analytic.py", "operators.noise")}  # closed-form posteriors read the operator's noise level
+SIDEWAYS = {
+    ("priors/analytic.py", "operators.noise"),  # closed-form posteriors read the operator's noise level
+    ("priors/training.py", "io"),  # pictures to train on are read as pictures to restore are
+}
 
 
 def imports(path: Path) -> Iterator[str]:

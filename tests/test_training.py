@@ -102,6 +102,7 @@ def test_one_image_is_refused_at_the_start(photos: Path, tmp_path: Path) -> None
         (photos / f"{i}.png").unlink()
     with pytest.raises(ValueError, match="two or more"):
         train(TINY, photos, tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_score_is_taken_on_the_device_of_the_model() -> None:
