@@ -6,7 +6,8 @@ task      forward model of the file ``y``                        needs
 inpaint   ``y = mask * x + noise``                               ``mask``: white known, black to be filled
 deblur    ``y = kernel * x + noise``, nothing assumed of what    ``kernel``, e.g. ``gaussian:2.0``
           lies beyond the border
-superres  ``y = x`` reduced ``scale`` times (bicubic) + noise    ``scale``
+superres  ``y = x`` reduced ``scale`` times (bicubic) + noise,   ``scale``
+          mirrored beyond the border
 denoise   ``y = x + noise``                                      nothing
 ========  =====================================================  ==========================================
 
