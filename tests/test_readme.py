@@ -90,7 +90,7 @@ def cube(x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("name", solvers.names())
 def test_the_table_of_strategies_is_true(name: str) -> None:
-    kernel = operators.gaussian_kernel(1.0)
+    kernel = operators.gaussian_kernel(0.6)
     if accepts(name, operators.from_callable(cube, noise=0.05)):
         operator = "any"
     else:
