@@ -91,7 +91,7 @@ def solve(
         y = _check_measurement(y, A, prior, law)
         shape = _image_shape(y, A)
     if solver == "auto":
-        strategy, count, reason = choose(A, law, prior.std, samples)
+        strategy, count, reason = choose(A, law, samples)
     else:
         strategy, count, reason = get(solver), DEFAULT_SAMPLES if samples is None else samples, "as asked"
     if steps is not None:

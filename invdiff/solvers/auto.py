@@ -36,8 +36,8 @@ class Tweedie(Strategy):
         return p.denoise(p.y, float(levels[0])) if len(levels) == 1 else p.denoise(p.y, levels)  # type: ignore[arg-type]
 
 
-def choose(A: Physics, noise: operators.Noise, spread: float, samples: int | None) -> tuple[Strategy, int, str]:
-    """``(strategy, samples, reason)`` of ``solver="auto"``, by what the operator offers; ``spread`` is the prior's.
+def choose(A: Physics, noise: operators.Noise, samples: int | None) -> tuple[Strategy, int, str]:
+    """``(strategy, samples, reason)`` of ``solver="auto"``, by what the operator offers.
 
     The choice follows the table of restored photographs in ``docs/images.md``.
     """
@@ -48,7 +48,7 @@ def choose(A: Physics, noise: operators.Noise, spread: float, samples: int | Non
         return Tweedie(), 1, "only noise to remove: the prior's estimate is the posterior mean (ask for samples to get a spread)"
     if isinstance(A, DecomposablePhysics) and isinstance(A.mask, Tensor) and _selects(A.mask):
         reason = "the operator keeps some numbers and drops the others: gradients carry what is known to what is not"
-        return DPS(steps=15, sampler=Renoise(eta=1.0), sigma_max=2 * spread), count, reason
+        return DPS(steps=30, sampler=Renoise(eta=1.0)), count, reason
     return DiffPIR(), count, "linear operator, Gaussian noise: proximal steps need no gradient through the prior"
 
 
