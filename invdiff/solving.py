@@ -18,10 +18,9 @@ from invdiff.priors import as_prior
 from invdiff.problem import Problem, RowNoise
 from invdiff.result import Result
 from invdiff.solvers import Strategy, choose, get
+from invdiff.solvers.auto import DEFAULT_SAMPLES
 
 Progress = Callable[[int, int], None]
-
-DEFAULT_SAMPLES = 4
 
 # Rows of a chunk are bounded by pixels: with the networks that ship, 2 GiB without and 4 GiB with a backward pass.
 PIXELS_AT_ONCE = {False: 16 * 256 * 256, True: 6 * 256 * 256}

@@ -15,6 +15,8 @@ from invdiff.solvers.base import Strategy
 from invdiff.solvers.diffpir import DiffPIR
 from invdiff.solvers.dps import DPS
 
+DEFAULT_SAMPLES = 4
+
 
 @dataclass(frozen=True)
 class Tweedie(Strategy):
@@ -41,7 +43,7 @@ def choose(A: Physics, noise: operators.Noise, samples: int | None) -> tuple[Str
 
     The choice follows the table of restored photographs in ``docs/images.md``.
     """
-    count = 4 if samples is None else samples
+    count = DEFAULT_SAMPLES if samples is None else samples
     if not isinstance(A, LinearPhysics) or not isinstance(noise, operators.Gaussian):
         return DPS(), count, "nonlinear operator or noise that is not Gaussian: only gradients of the likelihood are at hand"
     if samples is None and isinstance(A, (Denoising, operators.Denoising)):

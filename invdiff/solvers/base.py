@@ -111,12 +111,11 @@ def likelihood_step(p: Problem, x: Tensor, s: float, weight: float) -> tuple[Ten
         (gradient,) = torch.autograd.grad(-squares.sum() / 2, x)
     x0 = x0.detach()
     step = weight * s**2 * gradient / (squares.detach() / p.size).clamp(min=1)
-    return x0, shorten(p, x0, step)
+    return x0, shorten(p, x0, z.detach(), step)
 
 
-def shorten(p: Problem, x0: Tensor, step: Tensor) -> Tensor:
-    """``step``, cut to where the misfit along ``x0 + a step``, in units of the noise, is least."""
-    z = p.A.A(x0)
+def shorten(p: Problem, x0: Tensor, z: Tensor, step: Tensor) -> Tensor:
+    """``step``, cut to where the misfit along ``x0 + a step``, in units of the noise, is least; ``z = A(x0)``."""
     deviation = p.noise.variance(z).sqrt().clamp(min=float(p.sigma_y.min()))
     w = (p.y - z) / deviation
     change = (p.A.A(x0 + step) - z) / deviation

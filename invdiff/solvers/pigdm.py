@@ -49,4 +49,4 @@ class PiGDM(Guided):
             pull = (prox(p, x0.detach(), r2 / p.sigma_y**2) - x0.detach()) / r2
             (gradient,) = torch.autograd.grad(x0, x, pull)
         x0 = x0.detach()
-        return posterior_estimate(x.detach(), x0 + shorten(p, x0, s**2 * gradient), s)
+        return posterior_estimate(x.detach(), x0 + shorten(p, x0, p.A.A(x0), s**2 * gradient), s)
