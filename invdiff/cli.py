@@ -224,6 +224,8 @@ def train(
     recipe: Annotated[str, typer.Option(help="A recipe that ships, or a YAML file.")],
     data: Annotated[Path, typer.Option(help="Folder of images.")],
     out: Annotated[Path | None, typer.Option(help="Folder for the weights; a stopped run goes on from there. [default: runs/NAME of the recipe]", show_default=False)] = None,
+    start: Annotated[str | None, typer.Option(help="Begin with the weights of this prior (fine-tuning): a name or a .safetensors file.")] = None,
+    held: Annotated[Path | None, typer.Option(help="Folder of held-out images to measure on. [default: some of DATA, not trained on]", show_default=False)] = None,
     minutes: Annotated[float | None, typer.Option(help="Stop after this time.")] = None,
     steps: Annotated[int | None, typer.Option(help="Override the recipe's number of steps.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
@@ -246,5 +248,6 @@ def train(
         def report(step: int, done: float, loss: float) -> None:
             bar.update(line, completed=done, description=f"{chosen.name}: step {step}, loss {loss:.4f}")
 
-        path = run(chosen, data, out or Path("runs") / chosen.name, minutes=minutes, device=device, report=report)
+        folder = out or Path("runs") / chosen.name
+        path = run(chosen, data, folder, start=start, held=held, minutes=minutes, device=device, report=report)
     typer.echo(f"weights: {path}")

@@ -132,6 +132,8 @@ def train(
     data: str | Path,
     out: str | Path,
     *,
+    start: str | Path | None = None,
+    held: str | Path | None = None,
     minutes: float | None = None,
     device: str | None = None,
     checkpoint_every: int = 500,
@@ -139,34 +141,51 @@ def train(
 ) -> Path:
     """Train ``recipe`` on the images below ``data``; return the path of the finished weights in ``out``.
 
+    ``start`` names a prior that ships, or a weights file, whose weights a new run begins with (fine-tuning); its network
+    has to be the recipe's. Figures are measured on the images below ``held``, or on ``recipe.holdout`` images of ``data``,
+    evenly spread over the sorted paths, which are then not trained on.
+
     The run ends after ``recipe.steps`` steps, or after ``minutes`` if that comes first; the learning rate
     falls along a cosine of whichever is nearer. ``report(step, fraction_done, loss)`` is called every 20 steps.
     Ctrl-C writes a checkpoint before it ends the run.
     """
+    from invdiff.priors.registry import load
     from invdiff.priors.weights_io import save_weights
 
     folder = Path(out)
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     images = load_images(data, recipe.channels, recipe.crop)
-    if len(images) < 2:
-        raise ValueError(f"training data: {data} holds one usable image; give two or more, since one is held out")
+    if held is None:
+        if len(images) < 2:
+            raise ValueError(f"training data: {data} holds one usable image; give two or more, since one is held out")
+        spread = slice(None, None, max(1, len(images) // recipe.holdout))
+        tests = images[spread][: min(recipe.holdout, len(images) - 1)]
+        chosen = {id(im) for im in tests}
+        images = [im for im in images if id(im) not in chosen]
+    else:
+        tests = load_images(held, recipe.channels, 1)
+    begin = load(start) if start is not None else None
+    if begin is not None and begin.config != recipe.network():
+        raise ValueError(
+            f"start: {start} is a network of {begin.config}, the recipe {recipe.name} asks for {recipe.network()}"
+        )
     folder.mkdir(parents=True, exist_ok=True)
-    held = images[:: max(1, len(images) // recipe.holdout)][: min(recipe.holdout, len(images) - 1)]
-    held_ids = {id(im) for im in held}
-    crops = Crops([im for im in images if id(im) not in held_ids], recipe)
+    crops = Crops(images, recipe)
 
     torch.manual_seed(recipe.seed)
     net = DenoisingUNet(recipe.network()).to(target, memory_format=torch.channels_last)
+    if begin is not None:
+        net.load_state_dict(begin.state_dict())
     ema = DenoisingUNet(recipe.network()).to(target).requires_grad_(False)
     ema.load_state_dict(net.state_dict())
     optimiser = torch.optim.AdamW(net.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
     state = _Checkpoint(folder / "checkpoint.safetensors", recipe, net, ema, optimiser)
     step, spent = state.load()
-    start = time.monotonic() - spent
+    origin = time.monotonic() - spent
     running = 0.0
     try:
         while True:
-            elapsed = time.monotonic() - start
+            elapsed = time.monotonic() - origin
             done = max(step / recipe.steps, elapsed / 60 / minutes if minutes else 0.0)
             if done >= 1:
                 break
@@ -195,22 +214,22 @@ def train(
             if report and step % 20 == 0:
                 report(step, done, running)
             if step % checkpoint_every == 0:
-                state.save(step, time.monotonic() - start)
-                _log(folder / "log.csv", step, time.monotonic() - start, running, ema, held[:4])
-                _sheet(folder / "sheet.png", ema, held[:4])
+                state.save(step, time.monotonic() - origin)
+                _log(folder / "log.csv", step, time.monotonic() - origin, running, ema, tests[:4])
+                _sheet(folder / "sheet.png", ema, tests[:4])
     except KeyboardInterrupt:
         if step > 0:  # before the first step the optimiser has nothing to keep
-            state.save(step, time.monotonic() - start)
+            state.save(step, time.monotonic() - origin)
             print(
                 f"stopped at step {step}; {state.path} is saved, the same command goes on from there", file=sys.stderr
             )
         raise
-    state.save(step, time.monotonic() - start)
-    _sheet(folder / "sheet.png", ema, held[:4])
-    figures = {round(255 * s): denoising_psnr(ema, held, s) for s in (15 / 255, 25 / 255, 50 / 255)}
+    state.save(step, time.monotonic() - origin)
+    _sheet(folder / "sheet.png", ema, tests[:4])
+    figures = {round(255 * s): denoising_psnr(ema, tests, s) for s in (15 / 255, 25 / 255, 50 / 255)}
     path = folder / f"{recipe.name}.safetensors"
     save_weights(ema, path)
-    card = _card(recipe, step, time.monotonic() - start, len(images) - len(held), len(held), figures)
+    card = _card(recipe, step, time.monotonic() - origin, len(images), len(tests), figures)
     _replace(path.with_suffix(".md"), lambda p: p.write_text(card))
     return path
 

@@ -158,3 +158,18 @@ def test_a_damaged_checkpoint_is_named(photos: Path, tmp_path: Path) -> None:
     save_file({"x": torch.zeros(1)}, path, {"recipe": training._settings(TINY)})
     with pytest.raises(ValueError, match="does not hold this network; delete it"):
         train(TINY, photos, out, device="cpu")
+
+
+def test_a_run_begins_with_given_weights_and_measures_on_given_images(photos: Path, tmp_path: Path) -> None:
+    first = train(TINY, photos, tmp_path / "first", device="cpu")
+    tests = tmp_path / "held"
+    tests.mkdir()
+    Image.new("RGB", (9, 7), (200, 100, 50)).save(tests / "flat.png")
+    still = replace(TINY, learning_rate=1e-30, steps=1)
+    path = train(still, photos, tmp_path / "second", start=first, held=tests, device="cpu")
+    start, end = load_file(first), load_file(path)
+    assert all(torch.equal(end[k], v) for k, v in start.items())
+    assert "on 3 images; 1 more" in path.with_suffix(".md").read_text()
+    with pytest.raises(ValueError, match="asks for"):
+        train(replace(TINY, widths=(16,)), photos, tmp_path / "third", start=first, device="cpu")
+    assert not (tmp_path / "third").exists()
