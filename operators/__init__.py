@@ -22,6 +22,7 @@ operator                SVD        closed prox   adjoint    image sizes
 ``GammaQuantisation``   no         no            nonlinear  any
 ``NonlinearBlur``       no         no            nonlinear  any
 ``from_callable``       no         no            nonlinear  any, or the one given
+``Decoded``             no         no            nonlinear  latents of the size given
 ======================  =========  ============  =========  =========================================
 
 ``check(A)`` measures whether an operator, ours or yours, keeps the laws that solvers rely on.
@@ -49,13 +50,14 @@ from invdiff.operators.mri import (
 )
 from invdiff.operators.noise import Gaussian, Noise, Poisson, PoissonGaussian, as_noise
 from invdiff.operators.nonlinear import GammaQuantisation, NonlinearBlur, PhaseRetrieval, Saturation
-from invdiff.operators.simple import CompressedSensing, Decolorize, Denoising, FromCallable, from_callable
+from invdiff.operators.simple import CompressedSensing, Decoded, Decolorize, Denoising, FromCallable, from_callable
 from invdiff.operators.tomography import Tomography
 
 __all__ = [
     "MRI",
     "Blur",
     "CompressedSensing",
+    "Decoded",
     "Decolorize",
     "Denoising",
     "Downsampling",

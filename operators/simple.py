@@ -106,6 +106,26 @@ class FromCallable(Nonlinear):
         self.img_size = img_size
 
 
+class Decoded(Nonlinear):
+    """``y = A(decode(z)) + noise``: an operator as it acts on the latent images of an autoencoder.
+
+    It counts as nonlinear, whatever ``A`` is: it has ``A`` and ``A_vjp`` (through the decoder), and no adjoint.
+    :func:`invdiff.solve` makes one where the prior is a ``LatentPrior``.
+
+    Args:
+        A: operator of images; its noise is this one's too.
+        decode: differentiable, from latents (B, c, h, w) to images (B, C, H, W).
+        img_size: (c, h, w) of the latents.
+    """
+
+    def __init__(self, A: dinv.Physics, decode: Callable[[Tensor], Tensor], img_size: tuple[int, ...]) -> None:
+        super().__init__(noise_model=A.noise_model)
+        self.inner, self.decode, self.img_size = A, decode, tuple(img_size)
+
+    def A(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+        return self.inner.A(self.decode(x))
+
+
 def from_callable(
     f: Callable[[Tensor], Tensor],
     noise: float | Tensor | dinv.NoiseModel | None = None,

@@ -60,6 +60,15 @@ REGISTRY: dict[str, Callable[[], tuple[dinv.Physics, Shape]]] = {
     "downsampling-kernel": lambda: (ops.Downsampling(2, uneven_kernel(4, 6), 0.05), (3, 16, 14)),
     "downsampling-kernels": lambda: (ops.Downsampling(2, uneven_kernel(3, 1, 4, 6), 0.05), (3, 16, 14)),
     "callable": lambda: (ops.from_callable(smooth_cube, 0.05), (1, 16, 13)),
+    "decoded": lambda: (ops.Decoded(ops.Denoising(0.05), torch.nn.PixelShuffle(2), (4, 8, 7)), (4, 8, 7)),
+    "decoded-masks": lambda: (
+        ops.Decoded(
+            ops.Inpainting(torch.stack([ops.random_mask((16, 14), 0.6, s)[None] for s in range(3)]), 0.05),
+            torch.nn.PixelShuffle(2),
+            (4, 8, 7),
+        ),
+        (4, 8, 7),
+    ),
     # computed tomography
     "tomography": lambda: (ops.Tomography(12, 40, noise=0.05), (2, 12, 12)),
     "tomography-sparse": lambda: (ops.Tomography(15, 5, noise=0.05), (1, 15, 15)),
