@@ -14,7 +14,7 @@ import torch
 from deepinv.physics import DecomposablePhysics, LinearPhysics, Physics
 from torch import Tensor
 
-from invdiff.operators import Gaussian, Noise
+from invdiff.operators import Decoded, Gaussian, Noise
 
 
 class RowNoise:
@@ -45,7 +45,10 @@ class Problem:
     """One chunk of rows of a call of :func:`invdiff.solve`.
 
     ``y`` holds one measurement a row, ``denoise`` is the prior with its evaluations counted (``nfe``), ``randn`` draws
-    unit noise of the state's shape, ``tick`` reports a finished step.
+    unit noise of the state's shape, ``tick`` reports a finished step; ``condition`` is what the prior is told, one entry a
+    row, or None.
+
+    What is one number a row has shape (rows, 1, 1, 1); for volumes (C, D, H, W) there is one more 1.
     """
 
     y: Tensor
@@ -54,13 +57,14 @@ class Problem:
     noise: Noise
     randn: RowNoise
     tick: Callable[[], None] = lambda: None
+    condition: Any = None
     nfe: int = 0
     cache: dict[str, Tensor] = field(default_factory=dict)
 
     def denoise(self, x: Tensor, sigma: float) -> Tensor:
-        """The prior's E[x0 | x], counted."""
-        self.nfe += 1
-        return self.prior(x, sigma)
+        """The prior's E[x0 | x], counted: one that evaluates networks several times says how often in ``evaluations``."""
+        self.nfe += getattr(self.prior, "evaluations", 1)
+        return self.prior(x, sigma) if self.condition is None else self.prior(x, sigma, condition=self.condition)
 
     @property
     def linear(self) -> bool:
@@ -84,7 +88,7 @@ class Problem:
         A noise of exactly zero would ask for infinite weights; the floor is far under what float32 sampling resolves.
         """
         level = torch.as_tensor(self.noise.sigma, dtype=self.y.dtype, device=self.y.device)
-        return level.reshape(-1, 1, 1, 1).clamp(min=1e-3 * self.prior.std)
+        return level.reshape(-1, *[1] * len(self.randn.shape)).clamp(min=1e-3 * self.prior.std)
 
     @property
     def size(self) -> Tensor:
@@ -93,15 +97,16 @@ class Problem:
         Shape (rows, 1, 1, 1).
         """
         if "size" not in self.cache:
-            measured = self._probe() != 0 if self.linear else torch.ones_like(self.y)
-            self.cache["size"] = per_row(measured.to(self.y.dtype)).clamp(min=1)
+            seen = self.A.inner if isinstance(self.A, Decoded) else self.A
+            measured = self._probe() != 0 if isinstance(seen, LinearPhysics) else torch.ones_like(self.y)
+            self.cache["size"] = per_row(measured.to(self.y.dtype), self.sigma_y.ndim).clamp(min=1)
         return self.cache["size"]
 
     @property
     def gain(self) -> Tensor:
         """Mean square of a measured number when the image is white unit noise, a row. Shape (rows, 1, 1, 1)."""
         if "gain" not in self.cache:
-            self.cache["gain"] = per_row(self._probe().square()) / self.size
+            self.cache["gain"] = per_row(self._probe().square(), self.sigma_y.ndim) / self.size
         return self.cache["gain"]
 
     def _probe(self) -> Tensor:
@@ -131,14 +136,12 @@ class Problem:
 
 def prox(p: Problem, x: Tensor, gamma: Tensor) -> Tensor:
     """``argmin_z gamma |A z - y|^2 + |z - x|^2``, with ``gamma`` of shape (rows or 1, 1, 1, 1)."""
-    return p.A.prox_l2(x, p.y, gamma.expand(len(x), 1, 1, 1))
+    return p.A.prox_l2(x, p.y, gamma.expand(len(x), *gamma.shape[1:]))
 
 
-def per_row(values: Tensor) -> Tensor:
-    """Sum of all but the first axis, kept for broadcasting against images: shape (rows, 1, 1, 1).
+def per_row(values: Tensor, ndim: int = 4) -> Tensor:
+    """Sum of all but the first axis, kept for broadcasting against images of ``ndim`` axes: shape (rows, 1, 1, 1).
 
     Row by row: summed together, the rounding would depend on how many rows there are, and 16-bit networks amplify it.
     """
-    return torch.stack([row.sum() for row in values]).view(-1, 1, 1, 1)
-
-
+    return torch.stack([row.sum() for row in values]).view(-1, *[1] * (ndim - 1))

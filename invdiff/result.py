@@ -21,7 +21,8 @@ class Result:
 
     ``samples`` has shape (K, B, C, H, W); ``residual`` (B,) is the root-mean-square misfit of ``x`` in units of the noise
     (about 1 when the noise level is right; in the measurement's own unit when the noise is zero); ``nfe`` the network
-    evaluations each sample took, counted; ``seconds`` the time of the whole call.
+    evaluations each sample took, counted (two a call with guidance; an image in patches and a volume in slices count as one);
+    ``seconds`` the time of the whole call. Of volumes all shapes have one more axis, D before H and W.
     """
 
     samples: Tensor

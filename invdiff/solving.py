@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from deepinv.physics import DecomposablePhysics, LinearPhysics, NoiseModel, Physics
 from torch import Tensor
 
-from invdiff.operators import Noise, as_noise, from_callable
+from invdiff.operators import Decoded, Noise, as_noise, from_callable
 from invdiff.operators.base import select_images
-from invdiff.priors import as_prior
+from invdiff.priors import LatentPrior, as_prior
+from invdiff.priors.condition import Condition, per_image, select, takes_condition
 from invdiff.problem import Problem, RowNoise
 from invdiff.result import Result
 from invdiff.solvers import Strategy, choose, get
@@ -37,6 +40,7 @@ def solve(
     steps: int | None = None,
     seed: int = 0,
     batch_size: int | None = None,
+    condition: Condition = None,
     progress: bool | Progress = False,
 ) -> Result:
     """Draw images from p(x | y) for the measurement ``y = A(x) + noise``.
@@ -49,7 +53,8 @@ def solve(
         The forward operator: any deepinv ``Physics``, or a plain differentiable callable (its image is then taken to have
         the shape of ``y``; ``operators.from_callable`` can say otherwise).
     ``prior``
-        A denoiser ``prior(x, sigma)``: from ``priors.load``, from deepinv, or any module or function with that call.
+        A denoiser ``prior(x, sigma)``: from ``priors.load``, from deepinv, or any module or function with that call. With a
+        ``priors.LatentPrior`` latents are drawn, and the result holds the images they decode to.
     ``solver``
         A name from ``invdiff.solvers.names()``, a strategy object such as ``DPS(weight=0.5)``, or ``"auto"``: chosen by
         what ``A`` offers.
@@ -71,6 +76,9 @@ def solve(
         Samples computed together; ``None`` bounds their pixels so that the prior that ships takes at most 2 GiB, 4 GiB with a
         strategy that differentiates it (one sample of more than 640 pixels a side takes more). Halved and tried again when
         memory runs out.
+    ``condition``
+        What the prior is told of the images: a class label, a prompt or an embedding, one for all images or one an image
+        (:mod:`invdiff.priors.condition`). The prior is called as ``prior(x, sigma, condition=...)``.
     ``progress``
         True shows a bar; a callable gets ``(steps done, steps in all)``.
 
@@ -84,13 +92,27 @@ def solve(
         if not callable(A):
             raise TypeError(f"A must be a deepinv Physics or a callable, got {type(A).__name__}")
         A = from_callable(A, img_size=tuple(y.shape[1:]))
-    prior = as_prior(prior)
+    latent = prior if isinstance(prior, LatentPrior) else None
+    prior = as_prior(prior) if latent is None else latent.denoiser
+    if condition is not None:
+        condition = per_image(condition, len(y))
+        condition = condition.to(y.device) if isinstance(condition, Tensor) else condition
+        if not takes_condition(prior):
+            raise TypeError(
+                "this prior takes no condition: it is not called as prior(x, sigma, condition=...); leave condition= out"
+            )
     law = as_noise(A.noise_model if noise is None else noise)
     with torch.no_grad():
-        y = _check_measurement(y, A, prior, law)
+        y = _check_measurement(y, A, latent or prior, law)
         shape = _image_shape(y, A)
+    pixels = math.prod(shape[1:])
+    seen, decode = A, None  # the operator that the strategy sees, and what makes images of its samples
+    if latent is not None:
+        decode = partial(latent.decode, size=(shape[-2], shape[-1]))
+        shape = latent.latent_shape(shape)
+        seen = Decoded(A, decode, shape)
     if solver == "auto":
-        strategy, count, reason = choose(A, law, samples)
+        strategy, count, reason = choose(seen, law, samples)
     else:
         strategy, count, reason = get(solver), DEFAULT_SAMPLES if samples is None else samples, "as asked"
     if steps is not None:
@@ -104,15 +126,20 @@ def solve(
     rows = [(k, b) for k in range(count) for b in range(len(y))]
     noise_of = [law.select([b]).sigma for b in range(len(y))]
     rows.sort(key=lambda row: float(noise_of[row[1]]))
-    pixels = shape[-2] * shape[-1]
     chunk = batch_size or max(1, min(len(rows), PIXELS_AT_ONCE[strategy.gradient] // pixels))
 
     def problem(part: list[tuple[int, int]], tick: Callable[[], None]) -> Problem:
         images = [b for _, b in part]
         randn = RowNoise(seed, part, shape, y.device, y.dtype)
-        return Problem(y[images], select_images(A, images, len(y)), prior, law.select(images), randn, tick)
+        told = None if condition is None else select(condition, images)
+        return Problem(y[images], select_images(seen, images, len(y)), prior, law.select(images), randn, tick, told)
 
-    strategy.check(problem(rows[:1], lambda: None))
+    try:
+        strategy.check(problem(rows[:1], lambda: None))
+    except ValueError as error:
+        if latent is None:
+            raise
+        raise ValueError(f"{error}. With a latent prior the operator acts behind a decoder, and is nonlinear") from error
     outputs: list[Tensor] = []
     nfe = 0
     with torch.no_grad(), _reporter(progress, strategy.steps) as report:
@@ -122,7 +149,7 @@ def solve(
             part = [row for row in rows[start : start + chunk] if noise_of[row[1]] == level]
             p = problem(part, report(start, len(part), len(rows)))
             try:
-                x = strategy.sample(p)
+                x = strategy.sample(p) if decode is None else decode(strategy.sample(p))
             except (RuntimeError, MemoryError) as error:
                 if chunk == 1 or not _out_of_memory(error):
                     raise
@@ -133,7 +160,7 @@ def solve(
             outputs.extend(x)
             nfe = p.nfe
         drawn = torch.stack([x for _, x in sorted(zip(rows, outputs), key=lambda pair: pair[0])])
-        drawn = drawn.view(count, len(y), *shape)
+        drawn = drawn.view(count, len(y), *drawn.shape[1:])
         if not bool(torch.isfinite(drawn).all()):
             raise FloatingPointError(f"{strategy} returned values that are not finite; take more steps or check the noise")
         residual = _residual(y, A, law, problem([(0, b) for b in range(len(y))], lambda: None), drawn.mean(0))

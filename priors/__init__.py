@@ -1,14 +1,19 @@
 """Priors: what images look like before any measurement, as denoisers ``prior(x, sigma) = E[x0 | x0 + sigma n = x]``."""
 
 from invdiff.priors.analytic import Gaussian, GaussianMixture, GaussianPosterior, MixturePosterior
+from invdiff.priors.compose import Product
+from invdiff.priors.condition import ClassifierFree, cfg_plus_plus
 from invdiff.priors.covariance import Covariance, Dense, Diagonal, LowRank, Stationary
+from invdiff.priors.latent import LatentPrior
 from invdiff.priors.network import DenoisingUNet, NetworkConfig
+from invdiff.priors.patches import Patched, Slices
 from invdiff.priors.recipe import Recipe
 from invdiff.priors.registry import card, load, names
 from invdiff.priors.training import train
 from invdiff.priors.wrap import Prior, as_prior
 
 __all__ = [
+    "ClassifierFree",
     "Covariance",
     "DenoisingUNet",
     "Dense",
@@ -16,14 +21,19 @@ __all__ = [
     "Gaussian",
     "GaussianMixture",
     "GaussianPosterior",
+    "LatentPrior",
     "LowRank",
     "MixturePosterior",
     "NetworkConfig",
+    "Patched",
     "Prior",
+    "Product",
     "Recipe",
+    "Slices",
     "Stationary",
     "as_prior",
     "card",
+    "cfg_plus_plus",
     "load",
     "names",
     "train",

@@ -15,14 +15,16 @@ class Prior(Denoiser):
     """A denoiser with metadata: ``mean`` and ``std`` of the pixels, ``sigma_min`` and ``sigma_max`` of its range.
 
     Numbers given here come first, then what the wrapped object has under these names, then the values for photographs
-    in [0, 1]. The noise level is handed on as a float where all images share one, since ``x / (1 + sigma**2)`` in
-    a plain function fails with a tensor (B,).
+    in [0, 1]. ``evaluations`` is how many network evaluations of an image one call takes, 1 unless the wrapped object
+    says otherwise; ``result.nfe`` is their sum. The noise level is handed on as a float where all images share one, since
+    ``x / (1 + sigma**2)`` in a plain function fails with a tensor (B,).
     """
 
     mean: float | Tensor
     std: float
     sigma_min: float
     sigma_max: float
+    evaluations: int
 
     def __init__(self, denoiser: Any, **given: float | Tensor | None) -> None:
         super().__init__()
@@ -31,6 +33,7 @@ class Prior(Denoiser):
             value = getattr(denoiser, name, default)
             value = value if given.get(name) is None else given[name]
             setattr(self, name, value if isinstance(value, (float, int, Tensor)) else default)
+        self.evaluations = getattr(denoiser, "evaluations", 1)
         if not (torch.as_tensor(self.std).gt(0).all() and 0 < self.sigma_min < self.sigma_max):
             raise ValueError(
                 "a prior has std > 0 and 0 < sigma_min < sigma_max, "

@@ -107,7 +107,7 @@ def likelihood_step(p: Problem, x: Tensor, s: float, weight: float) -> tuple[Ten
         z = p.A.A(x0)
         deviation = p.noise.variance(z.detach()).sqrt().clamp(min=float(p.sigma_y.min()))
         w = (p.y - z) / deviation
-        squares = per_row(w.square())
+        squares = per_row(w.square(), x.ndim)
         (gradient,) = torch.autograd.grad(-squares.sum() / 2, x)
     x0 = x0.detach()
     step = weight * s**2 * gradient / (squares.detach() / p.size).clamp(min=1)
@@ -119,5 +119,5 @@ def shorten(p: Problem, x0: Tensor, z: Tensor, step: Tensor) -> Tensor:
     deviation = p.noise.variance(z).sqrt().clamp(min=float(p.sigma_y.min()))
     w = (p.y - z) / deviation
     change = (p.A.A(x0 + step) - z) / deviation
-    along, length = per_row(w * change), per_row(change.square())
+    along, length = per_row(w * change, x0.ndim), per_row(change.square(), x0.ndim)
     return torch.where(length > 0, along / length.clamp(min=1e-30), 1.0).clamp(0, 1) * step

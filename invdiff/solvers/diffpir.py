@@ -56,6 +56,6 @@ class DiffPIR(Guided):
     @staticmethod
     def _error(p: Problem, x0: Tensor, s: float) -> Tensor:
         """Variance of the error of ``x0``, from its misfit; at most that of a prior that knows only mean and spread."""
-        misfit = per_row((p.y - p.A.A(x0)).square()) / p.size
+        misfit = per_row((p.y - p.A.A(x0)).square(), x0.ndim) / p.size
         v = p.prior.std**2
         return ((misfit - p.sigma_y**2) / p.gain).clamp(min=1e-4 * s**2, max=s**2 * v / (s**2 + v))

@@ -1,0 +1,124 @@
+"""Conditions: a class label, a prompt or an embedding that tells a prior which images are meant.
+
+A *condition* is given in one of these forms, one for all images of a batch of B or one an image:
+
+=================  =======================  ==================================================
+                   one for all              one an image
+=================  =======================  ==================================================
+class label        ``3``                    ``[3, 0, 7]``, or a tensor (B,)
+prompt             ``"a cat"``              ``["a cat", "a dog", "a house"]``
+embedding          a tensor (1, ...)        a tensor (B, ...)
+=================  =======================  ==================================================
+
+A prior that takes one has an argument of that name, ``prior(x, sigma, condition=...)``, and always gets one entry an
+image: a tensor (B, ...) or a list of length B. Labels become a tensor of integers.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from invdiff.priors.wrap import Prior, as_prior
+
+Condition = Any  # int, str, tensor, or a list of one of them
+Rows = Tensor | list[Any]  # one entry an image
+Level = float | Tensor
+
+
+def per_image(condition: Condition, batch: int) -> Rows:
+    """The condition of each of ``batch`` images: a tensor (batch, ...) or a list. ``ValueError`` if it is of another number."""
+    if isinstance(condition, (int, str)):
+        condition = [condition]
+    if isinstance(condition, (list, tuple)) and all(isinstance(c, int) for c in condition):
+        condition = torch.tensor(condition)
+    listed = isinstance(condition, (list, tuple)) or (isinstance(condition, Tensor) and condition.ndim > 0)
+    if not listed or len(condition) not in (1, batch):
+        what = f"a tensor of shape {tuple(condition.shape)}" if isinstance(condition, Tensor) else repr(condition)
+        raise ValueError(
+            f"a condition for {batch} images is a label, a prompt, a list of {batch} of them, or a tensor of shape (1, ...) "
+            f"or ({batch}, ...); got {what}"
+        )
+    return select(condition, range(batch) if len(condition) == batch else [0] * batch)
+
+
+def select(condition: Rows, rows: Sequence[int]) -> Rows:
+    """The entries of these rows, in this order."""
+    return condition[list(rows)] if isinstance(condition, Tensor) else [condition[i] for i in rows]
+
+
+def takes_condition(prior: Callable[..., Tensor]) -> bool:
+    """Whether a prior has an argument ``condition``; one that only hands on what it is given (``**kwargs``) has not."""
+    if isinstance(prior, Prior):
+        return takes_condition(prior.denoiser)
+    return "condition" in inspect.signature(prior.forward if isinstance(prior, nn.Module) else prior).parameters
+
+
+class ClassifierFree(Prior):
+    """Classifier-free guidance: ``D = D_u + weight (D_c - D_u)``, of a prior with (c) and without (u) its condition.
+
+    ``weight`` 0 ignores the condition, 1 is the conditional prior, and more makes images more typical of it than the
+    data are: what is sampled is then no longer a posterior, and its spread is too small. It is a number, or
+    a function of the noise level (a float, or a tensor (B,)), such as one that guides at some levels only, or
+    :func:`cfg_plus_plus`. ``null`` is the condition that stands for none, such as a negative prompt or the label of "no
+    class"; ``None`` calls the prior without one. Two evaluations a call, and counted as two.
+
+    ``TypeError`` for a prior that takes no condition; ``ValueError`` when called without one.
+
+    Source: Ho & Salimans 2022, "Classifier-Free Diffusion Guidance", eq. 6, whose w is ``weight - 1``.
+    """
+
+    def __init__(self, prior: Any, weight: float | Callable[[Level], Level], null: Condition = None) -> None:
+        super().__init__(as_prior(prior))
+        if not takes_condition(self.denoiser):
+            raise TypeError(f"guidance needs a prior called as prior(x, sigma, condition=...), got {_name(prior)}")
+        self.weight, self.null = weight, null
+        self.evaluations *= 2
+
+    def forward(self, x: Tensor, sigma: Level, condition: Rows | None = None, **kwargs: Any) -> Tensor:
+        if condition is None:
+            raise ValueError("guidance needs something to guide to: give solve, or this prior, a condition=")
+        null = {} if self.null is None else {"condition": per_image(self.null, len(x))}
+        free = self.denoiser(x, sigma, **null, **kwargs)
+        bound = self.denoiser(x, sigma, condition=condition, **kwargs)
+        weight = self.weight(sigma) if callable(self.weight) else self.weight
+        weight = torch.as_tensor(weight, dtype=x.dtype, device=x.device)
+        return free + weight.view(-1, *[1] * (x.ndim - 1)) * (bound - free)
+
+
+def cfg_plus_plus(strength: float, levels: Sequence[float]) -> Callable[[Level], Tensor]:
+    """The weight of :class:`ClassifierFree` that makes it CFG++ on a ladder of noise levels (descending, the last is 0).
+
+    CFG++ moves from level ``s`` to ``t`` with the noise of the unconditional estimate,
+
+        x' = D_u + strength (D_c - D_u) + t (x - D_u) / s
+
+    which is the step of ``DDIM(eta=0)`` and of ``Euler`` with the ordinary guidance of ``weight = strength / (1 - t / s)``:
+    the nearer the levels, the stronger. So its effect depends on the number of steps, and has no limit for many.
+    ``strength`` is in [0, 1]. ``levels`` are those the strategy visits, ``samplers.ladder(steps, sigma_max, sigma_min)``
+    with these three set in the strategy too. ``ValueError`` at any other level.
+
+    Source: Chung et al. 2024, "CFG++: Manifold-constrained Classifier Free Guidance for Diffusion Models", algorithm 2.
+    """
+    here, following = (torch.tensor(part, dtype=torch.float64) for part in (levels[:-1], levels[1:]))
+    weights = strength / (1 - following / here)
+
+    def weight(sigma: Level) -> Tensor:
+        asked = torch.as_tensor(sigma, dtype=torch.float64).cpu().reshape(-1)
+        distance, place = (asked[:, None] / here - 1).abs().min(1)
+        if float(distance.max()) > 1e-5:
+            raise ValueError(
+                f"CFG++ knows its weight at the levels of its ladder only, and {float(asked[distance.argmax()]):.6g} is none; "
+                "give the strategy the steps, sigma_max and sigma_min of that ladder"
+            )
+        return weights[place]
+
+    return weight
+
+
+def _name(prior: Any) -> str:
+    return getattr(prior, "__name__", type(prior).__name__)
