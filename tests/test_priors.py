@@ -114,6 +114,20 @@ def test_network_is_differentiable_and_keeps_float64(net: DenoisingUNet) -> None
     torch.testing.assert_close(net(x.detach().float(), 0.3).double(), out.detach(), rtol=0, atol=2e-2)
 
 
+def test_compiled_once_for_many_sizes_and_every_level(net: DenoisingUNet) -> None:
+    """torch.compile's own counter in place of its slow back end: one graph for each way to treat a size, whatever the level."""
+    from torch._dynamo.testing import CompileCounter  # takes a second to import
+
+    counter, compiled = CompileCounter(), tiny(seed=0)
+    compiled.compile(backend=counter)
+    for shape in ((1, 3, 16, 16), (4, 3, 24, 20), (3, 1, 37, 31)):
+        x = 0.5 + randn(*shape)
+        for sigma in (0.05, 0.31, 2.0, torch.full(shape[:1], 0.4)):
+            torch.testing.assert_close(compiled(x, sigma), net(x, sigma), rtol=0, atol=1e-2)
+    assert counter.frame_count <= 3, f"{counter.frame_count} graphs"
+    assert all(torch.equal(a, b) for a, b in zip(compiled.state_dict().values(), net.state_dict().values()))
+
+
 # Weights files and the registry
 
 
