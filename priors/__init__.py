@@ -2,6 +2,7 @@
 
 from invdiff.priors.analytic import Gaussian, GaussianMixture, GaussianPosterior, MixturePosterior
 from invdiff.priors.covariance import Covariance, Dense, Diagonal, LowRank, Stationary
+from invdiff.priors.from_modules import AzulaPrior, KarrasPrior
 from invdiff.priors.network import DenoisingUNet, NetworkConfig
 from invdiff.priors.recipe import Recipe
 from invdiff.priors.registry import card, load, names
@@ -9,6 +10,7 @@ from invdiff.priors.training import train
 from invdiff.priors.wrap import Prior, as_prior
 
 __all__ = [
+    "AzulaPrior",
     "Covariance",
     "DenoisingUNet",
     "Dense",
@@ -16,6 +18,7 @@ __all__ = [
     "Gaussian",
     "GaussianMixture",
     "GaussianPosterior",
+    "KarrasPrior",
     "LowRank",
     "MixturePosterior",
     "NetworkConfig",
