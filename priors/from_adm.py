@@ -99,7 +99,8 @@ def load(
     """
     if noise not in BETAS:
         raise ValueError(f"the noise schedule of guided diffusion is {' or '.join(BETAS)}, got {noise!r}")
-    state = read_state_dict(file)
+    # deepinv's DiffUNet, which has the same names, saves the tables of its schedule too
+    state = {name: tensor for name, tensor in read_state_dict(file).items() if "alphas_cumprod" not in name}
     classes = state.pop("label_emb.weight", None)
     check_label(label, len(classes) if classes is not None else 0, file)
     if classes is not None:  # a class adds its vector to the embedded time: for one that stays the same, a bias

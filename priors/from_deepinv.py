@@ -56,8 +56,9 @@ def load(name: str, *, label: int | None = None, **options: Any) -> Denoiser:
     source = Path(file) if file else _download(name)
     if network.cls is None:
         return from_adm.load(source, label=label, **options)
+    state = read_state_dict(source)
     net = network.cls(pretrained=None, **{**network.options, **options})
-    fill(net, read_state_dict(source), source)
+    fill(net, state, source)
     classes = getattr(net, "map_label", None)
     check_label(label, classes.in_features if classes is not None else 0, source)
     if classes is not None:  # a class adds its vector to the embedded time: for one that stays the same, a bias

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from invdiff.priors.schedule import Schedule, ScheduledPrior
 from invdiff.priors.weights_io import one_line
 
+HUB = ("cache_dir", "force_download", "local_files_only", "revision", "token", "torch_dtype", "variant")
+
 
 class DiffusersPrior(ScheduledPrior):
     """A pixel network of diffusers; ``condition`` holds the tensors (1, ...) of a prompt, which the call may replace.
@@ -66,7 +68,8 @@ def load(name: str, *, prompt: str = "", guidance: float = 3.5, **options: Any) 
 
     Pixels: DDPM, DDIM, variance-exploding score SDE. Latents (:class:`LatentDenoiser`): LDM, Stable Diffusion 1 and 2,
     Stable Diffusion 3 and FLUX, conditioned on ``prompt`` without classifier-free guidance; ``guidance`` is the number that
-    FLUX's distilled network is told. ``options`` are those of ``from_pretrained``, such as ``revision`` or ``torch_dtype``.
+    FLUX's distilled network is told. ``options`` are those of ``DiffusionPipeline.from_pretrained``: ``torch_dtype``, or
+    ``text_encoder_3=None, tokenizer_3=None`` for Stable Diffusion 3 without its largest text encoder.
 
     ``ImportError`` without the extra, ``ValueError`` for what is damaged or another kind of pipeline, ``ConnectionError``
     for a name that is neither on this machine nor to be downloaded.
@@ -144,15 +147,25 @@ def _schedule(name: str, scheduler: Any) -> Schedule:
 
 
 def _open(name: str, options: dict[str, Any]) -> Any:
-    """A pipeline, from a folder or the hub."""
+    """A pipeline, from a folder or the hub, whose network and autoencoder are complete."""
     try:
-        from diffusers import DiffusionPipeline
+        import diffusers
     except ImportError as error:
         raise ImportError(f'diffusers:{name} needs an extra: pip install "invdiff[diffusers]" ({error})') from error
+    if not Path(name).is_dir() and (Path(name).is_absolute() or name.count("/") != 1):
+        raise ValueError(f"no pipeline at {name}: there is no such folder, and names on the hub are OWNER/NAME")
+    hub = {key: value for key, value in options.items() if key in HUB}
+    models: dict[str, Any] = {}
     try:
-        return DiffusionPipeline.from_pretrained(name, **options)
+        index = diffusers.DiffusionPipeline.load_config(name, **hub)
+        for part in index.keys() & {"unet", "transformer", "vae", "vqvae"}:
+            cls = getattr(diffusers, index[part][1])
+            models[part], report = cls.from_pretrained(name, subfolder=part, output_loading_info=True, **hub)
+            if report["missing_keys"]:  # which diffusers fills with random numbers
+                raise ValueError(f"the weights of its {part} lack {min(report['missing_keys'])}")
+        return diffusers.DiffusionPipeline.from_pretrained(name, **models, **options)
     except Exception as error:  # libraries below raise whatever they like for damaged files
-        if isinstance(error, OSError) and not Path(name).exists():
+        if isinstance(error, OSError) and not Path(name).is_dir():
             raise ConnectionError(
                 f"{name} is no folder here and could not be downloaded ({one_line(error)}); get it from "
                 f'https://huggingface.co/{name} and give its folder: priors.load("diffusers:FOLDER")'

@@ -40,14 +40,15 @@ def load(name_or_path: str | Path, **options: Any) -> Denoiser:
     ``adm:FILE``
         Weights of OpenAI's guided diffusion, as DPS uses them (:func:`invdiff.priors.from_adm.load`).
 
-    ``options`` are those of the source's own function. ``ValueError`` for an unknown name or option, and for a file that is
-    missing, damaged or of something else; ``ConnectionError`` for a download that fails; ``ImportError`` without the extra.
+    ``options`` are those of the source's own function. ``ValueError`` for an unknown name, and for a file that is missing,
+    damaged or of something else; ``TypeError`` for an unknown option; ``ConnectionError`` for a download that fails;
+    ``ImportError`` without the extra.
     """
     source, _, name = str(name_or_path).partition(":")
     if name and source in SOURCES:
         return import_module(f"invdiff.priors.from_{source}").load(name, **options)
     if options:
-        raise ValueError(f"{name_or_path} takes no options, got {', '.join(options)}")
+        raise TypeError(f"{name_or_path} takes no options, got {', '.join(options)}")
     return load_network(name_or_path)
 
 
