@@ -9,8 +9,8 @@ import torch
 from deepinv.models import ADMUNet, Denoiser, DRUNet, NCSNpp
 
 from invdiff.priors import from_adm
+from invdiff.priors.from_modules import KarrasPrior
 from invdiff.priors.weights_io import check_label, fill, read_state_dict
-from invdiff.priors.wrap import Prior
 
 
 class Network(NamedTuple):
@@ -20,16 +20,15 @@ class Network(NamedTuple):
     folder: str
     weights: str
     options: dict[str, Any]
-    sigma_min: float = 0.001  # EDM networks: 0.002 to 80 in [-1, 1]
-    sigma_max: float = 40.0
+    sigmas: tuple[float, float] = (0.001, 40.0)  # EDM networks: 0.002 to 80 in [-1, 1]
 
 
 EDM = {"_was_trained_on_minus_one_one": True, "pixel_std": 0.5}
 CIFAR = {**EDM, "img_resolution": 32, "channel_mult": (2, 2, 2)}
 GRAY = {"in_channels": 1, "out_channels": 1}
 NETWORKS = {
-    "drunet": Network(DRUNet, "drunet", "drunet_deepinv_color_finetune_22k.pth", {}, 0.001, 0.2),
-    "drunet-gray": Network(DRUNet, "drunet", "drunet_deepinv_gray_finetune_26k.pth", GRAY, 0.001, 0.2),
+    "drunet": Network(DRUNet, "drunet", "drunet_deepinv_color_finetune_22k.pth", {}, (0.001, 0.2)),
+    "drunet-gray": Network(DRUNet, "drunet", "drunet_deepinv_gray_finetune_26k.pth", GRAY, (0.001, 0.2)),
     "diffunet": Network(None, "diffunet", "diffusion_ffhq_10m.pt", {}),
     "diffunet-large": Network(None, "diffunet", "diffusion_openai.pt", {}),
     "ncsnpp": Network(NCSNpp, "edm", "edm-ffhq-64x64-uncond-ve.pt", EDM),
@@ -57,15 +56,16 @@ def load(name: str, *, label: int | None = None, **options: Any) -> Denoiser:
     if network.cls is None:
         return from_adm.load(source, label=label, **options)
     state = read_state_dict(source)
-    net = network.cls(pretrained=None, **{**network.options, **options})
+    options = {"in_channels": 3, **network.options, **options}
+    net = network.cls(pretrained=None, **options)
     fill(net, state, source)
     classes = getattr(net, "map_label", None)
     check_label(label, classes.in_features if classes is not None else 0, source)
     if classes is not None:  # a class adds its vector to the embedded time: for one that stays the same, a bias
         net.map_layer1.bias.data += classes.weight.data[:, label]
         net.map_label = None
-    prior = Prior(net, mean=0.5, std=0.25, sigma_min=network.sigma_min, sigma_max=network.sigma_max)
-    return prior.eval().requires_grad_(False)
+    multiple = 1 if network.cls is DRUNet else 8  # DRUNet pads by itself
+    return KarrasPrior(net, (0.0, 1.0), network.sigmas, channels=options["in_channels"], multiple=multiple)
 
 
 def _download(name: str) -> Path:

@@ -22,7 +22,7 @@ class DiffusersPrior(ScheduledPrior):
 
     def __init__(self, net: nn.Module, schedule: Schedule, condition: dict[str, Tensor], **about: Any) -> None:
         super().__init__(net, schedule, **about)
-        self.condition = nn.ParameterDict(condition).requires_grad_(False)
+        self.condition = nn.ParameterDict(condition)
 
     def raw(self, x_t: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
         given = {name: c.expand(len(x_t), *c.shape[1:]) for name, c in self.condition.items()} | kwargs
@@ -36,7 +36,7 @@ class LatentDenoiser(DiffusersPrior):
         self, net: nn.Module, schedule: Schedule, condition: dict[str, Tensor], vae: Any, **about: Any
     ) -> None:
         super().__init__(net, schedule, condition, pixels=(0.0, 1.0), mean=0.0, std=1.0, **about)
-        self.vae = vae.eval().requires_grad_(False)
+        self.vae = vae
         self.scale = float(vae.config.scaling_factor)
         self.shift = float(vae.config.get("shift_factor") or 0.0)
 

@@ -24,12 +24,13 @@ class KarrasPrior(ConvertedPrior):
         model: Callable[..., Tensor],
         pixels: tuple[float, float] = (-1.0, 1.0),
         sigmas: tuple[float, float] = (0.002, 80.0),
-        **about: float,
+        **about: Any,
     ) -> None:
         super().__init__(pixels, sigmas, **about)
         self.model = model
 
     def denoise(self, z: Tensor, level: Tensor, **kwargs: Any) -> Tensor:
+        z = z.to(next((p.dtype for p in self.parameters()), z.dtype))
         return self.model(z, level.to(z), **kwargs)
 
 
@@ -41,7 +42,7 @@ class AzulaPrior(ConvertedPrior):
     lowest level (as in :class:`invdiff.priors.schedule.Schedule`), so that the answer tends to ``z`` as sigma tends to 0.
     """
 
-    def __init__(self, denoiser: Any, pixels: tuple[float, float] = (-1.0, 1.0), **about: float) -> None:
+    def __init__(self, denoiser: Any, pixels: tuple[float, float] = (-1.0, 1.0), **about: Any) -> None:
         alpha, sigma = denoiser.schedule(torch.tensor([0.0, 1.0], dtype=torch.float64))
         low, high = (sigma / alpha).tolist()
         super().__init__(pixels, (low, high), **about)

@@ -46,7 +46,8 @@ def load(name_or_path: str | Path, **options: Any) -> Denoiser:
     """
     source, _, name = str(name_or_path).partition(":")
     if name and source in SOURCES:
-        return import_module(f"invdiff.priors.from_{source}").load(name, **options)
+        prior: Denoiser = import_module(f"invdiff.priors.from_{source}").load(name, **options)
+        return prior.eval().requires_grad_(False)
     if options:
         raise TypeError(f"{name_or_path} takes no options, got {', '.join(options)}")
     return load_network(name_or_path)

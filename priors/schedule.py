@@ -106,33 +106,47 @@ class ConvertedPrior(Denoiser):
     r"""A denoiser of another convention as :math:`D(x,\sigma) \approx E[x_0 \mid x_0 + \sigma n = x]`, images in [0, 1].
 
     Call it as ``prior(x, sigma)``: ``x`` (B, C, H, W), ``sigma`` a float or (B,) in the unit of ``x``. ``pixels`` is the
-    range of the network's own images: ``z = low + (high - low) x``. For latents it is (0, 1), which changes nothing. The
-    other numbers are those of :class:`invdiff.priors.Prior`; ``sigmas``, the trained range, is in the network's unit.
+    range of the network's own images: ``z = low + (high - low) x``. For latents it is (0, 1), which changes nothing.
+    ``sigmas``, the trained range, is in the network's unit. Sides are padded by reflection to a multiple of ``multiple``.
+    ``ValueError`` for input with another number of axes, or of channels where ``channels`` says it.
     """
 
     def __init__(
-        self, pixels: tuple[float, float], sigmas: tuple[float, float], mean: float = 0.5, std: float = 0.25
+        self,
+        pixels: tuple[float, float],
+        sigmas: tuple[float, float],
+        channels: int | None = None,
+        multiple: int = 1,
+        mean: float = 0.5,
+        std: float = 0.25,
     ) -> None:
         super().__init__()
         self.low, self.span = pixels[0], pixels[1] - pixels[0]
-        self.mean, self.std = mean, std
         self.sigma_min, self.sigma_max = sigmas[0] / self.span, sigmas[1] / self.span
+        self.channels, self.multiple, self.mean, self.std = channels, multiple, mean, std
 
     def denoise(self, z: Tensor, level: Tensor, **kwargs: Any) -> Tensor:
         """E[z0 | z] in the network's unit; ``level`` is float64, of shape (B,)."""
         raise NotImplementedError
 
     def forward(self, x: Tensor, sigma: float | Tensor, **kwargs: Any) -> Tensor:
+        if x.ndim != 4 or x.shape[1] != (self.channels or x.shape[1]):
+            raise ValueError(
+                f"this prior takes images of shape (B, {self.channels or 'C'}, H, W), got {tuple(x.shape)}; "
+                "add the batch axis or convert the channels first"
+            )
         level = self.span * torch.as_tensor(sigma, dtype=torch.float64).reshape(-1).expand(len(x))
-        return (self.denoise(self.low + self.span * x, level, **kwargs) - self.low).to(x.dtype) / self.span
+        h, w = x.shape[-2:]
+        z = pad_image(self.low + self.span * x, (0, -w % self.multiple, 0, -h % self.multiple))
+        out = self.denoise(z, level, **kwargs)[..., :h, :w].to(x.dtype)
+        return (out - self.low) / self.span
 
 
 class ScheduledPrior(ConvertedPrior):
-    """A diffusion network with its :class:`Schedule`; takes images of ``channels`` channels and any size.
+    """A diffusion network with its :class:`Schedule`, on images of ``channels`` channels.
 
-    Sides are padded by reflection to a multiple of ``multiple``. Levels outside the trained range are clamped in the
-    network's time only. Channels of the output past the first ``channels`` are learned variances, and dropped.
-    ``ValueError`` for input with another number of axes or channels.
+    Levels outside the trained range are clamped in the network's time only. Channels of the output past the first
+    ``channels`` are learned variances, and dropped.
     """
 
     def __init__(
@@ -144,23 +158,15 @@ class ScheduledPrior(ConvertedPrior):
         pixels: tuple[float, float] = (-1.0, 1.0),
         **about: float,
     ) -> None:
-        super().__init__(pixels, (schedule.sigmas[0], schedule.sigmas[-1]), **about)
-        self.net = net.eval().requires_grad_(False)
-        self.schedule, self.channels, self.multiple = schedule, channels, multiple
+        super().__init__(pixels, (schedule.sigmas[0], schedule.sigmas[-1]), channels, multiple, **about)
+        self.net, self.schedule = net, schedule
 
     def raw(self, x_t: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
         """The network's output for its own input and time (B,). Sources whose networks are called otherwise override it."""
         return self.net(x_t, t, **kwargs)
 
     def denoise(self, z: Tensor, level: Tensor, **kwargs: Any) -> Tensor:
-        if z.ndim != 4 or z.shape[1] != self.channels:
-            raise ValueError(
-                f"this prior takes images of shape (B, {self.channels}, H, W), got {tuple(z.shape)}; "
-                "add the batch axis or convert the channels first"
-            )
         s = level.to(z).view(-1, 1, 1, 1)
-        h, w = z.shape[-2:]
-        x_t = pad_image(self.schedule.alpha(s) * z, (0, -w % self.multiple, 0, -h % self.multiple))
-        dtype = next(self.net.parameters()).dtype
-        out = self.raw(x_t.to(dtype), self.schedule.timestep(level).to(z.device), **kwargs)
-        return self.schedule.estimate(out[:, : self.channels, :h, :w].to(z.dtype), z, s)
+        x_t = (self.schedule.alpha(s) * z).to(next(self.net.parameters()).dtype)
+        out = self.raw(x_t, self.schedule.timestep(level).to(z.device), **kwargs)
+        return self.schedule.estimate(out[:, : self.channels].to(z.dtype), z, s)
