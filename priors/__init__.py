@@ -4,6 +4,7 @@ from invdiff.priors.analytic import Gaussian, GaussianMixture, GaussianPosterior
 from invdiff.priors.compose import Product
 from invdiff.priors.condition import ClassifierFree, cfg_plus_plus
 from invdiff.priors.covariance import Covariance, Dense, Diagonal, LowRank, Stationary
+from invdiff.priors.from_modules import AzulaPrior, KarrasPrior
 from invdiff.priors.latent import LatentPrior
 from invdiff.priors.network import DenoisingUNet, NetworkConfig
 from invdiff.priors.patches import Patched, Slices
@@ -13,6 +14,7 @@ from invdiff.priors.training import train
 from invdiff.priors.wrap import Prior, as_prior
 
 __all__ = [
+    "AzulaPrior",
     "ClassifierFree",
     "Covariance",
     "DenoisingUNet",
@@ -21,6 +23,7 @@ __all__ = [
     "Gaussian",
     "GaussianMixture",
     "GaussianPosterior",
+    "KarrasPrior",
     "LatentPrior",
     "LowRank",
     "MixturePosterior",

@@ -148,7 +148,7 @@ class DenoisingUNet(Denoiser):
         log_sigma = s.clamp(self.sigma_min, self.sigma_max).log()
         h, w = x.shape[-2:]
         pad = (0, -w % self.multiple, 0, -h % self.multiple)
-        z = _pad((image - self.mean) * c_in, pad)
+        z = pad_image((image - self.mean) * c_in, pad)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=dtype == torch.float32 and _has_bf16(x.device)):
             f = self.raw(z.contiguous(memory_format=torch.channels_last), log_sigma)
         f = f[..., :h, :w].to(dtype)
@@ -156,7 +156,7 @@ class DenoisingUNet(Denoiser):
         return (out.mean(1, keepdim=True) if gray else out).to(x.dtype)
 
 
-def _pad(x: Tensor, pad: tuple[int, int, int, int]) -> Tensor:
+def pad_image(x: Tensor, pad: tuple[int, int, int, int]) -> Tensor:
     """Reflection at the right and bottom; replication where an image is too small to reflect."""
     if not any(pad):
         return x

@@ -1,14 +1,19 @@
-"""The priors that ship: ``weights/NAME.safetensors``, its model card ``NAME.md``, and the checksums of all."""
+"""Priors by name: those that ship (``weights/NAME.safetensors``, card ``NAME.md``, checksums), and those of others."""
 
 from __future__ import annotations
 
 import hashlib
+from importlib import import_module
 from pathlib import Path
+from typing import Any
+
+from deepinv.models import Denoiser
 
 from invdiff.priors.network import DenoisingUNet
 from invdiff.priors.weights_io import load_weights
 
 WEIGHTS = Path(__file__).parent / "weights"
+SOURCES = ("adm", "deepinv", "diffusers")  # each is a module from_SOURCE with a function load, imported when asked for
 
 
 def names() -> list[str]:
@@ -23,11 +28,33 @@ def card(name: str) -> str:
     return (WEIGHTS / f"{name}.md").read_text(encoding="utf-8")
 
 
-def load(name_or_path: str | Path) -> DenoisingUNet:
-    """Load a prior that ships by its name, or a ``.safetensors`` file written by ``invdiff train`` by its path.
+def load(name_or_path: str | Path, **options: Any) -> Denoiser:
+    """Load a prior: one that ships, one trained by ``invdiff train``, or a published checkpoint of another project.
 
-    Raises ``ValueError`` for an unknown name, and for a file that is missing, damaged or of something else.
+    ``natural``, ``FILE.safetensors``
+        A name out of :func:`names`, or a file written by ``invdiff train``.
+    ``deepinv:NAME``, ``deepinv:NAME:FILE``
+        A network of deepinv with the weights it publishes, or with yours (:func:`invdiff.priors.from_deepinv.load`).
+    ``diffusers:NAME_OR_FOLDER``
+        A pipeline of Hugging Face diffusers, in pixels or latents (:func:`invdiff.priors.from_diffusers.load`).
+    ``adm:FILE``
+        Weights of OpenAI's guided diffusion, as DPS uses them (:func:`invdiff.priors.from_adm.load`).
+
+    ``options`` are those of the source's own function. ``ValueError`` for an unknown name, and for a file that is missing,
+    damaged or of something else; ``TypeError`` for an unknown option; ``ConnectionError`` for a download that fails;
+    ``ImportError`` without the extra.
     """
+    source, _, name = str(name_or_path).partition(":")
+    if name and source in SOURCES:
+        prior: Denoiser = import_module(f"invdiff.priors.from_{source}").load(name, **options)
+        return prior.eval().requires_grad_(False)
+    if options:
+        raise TypeError(f"{name_or_path} takes no options, got {', '.join(options)}")
+    return load_network(name_or_path)
+
+
+def load_network(name_or_path: str | Path) -> DenoisingUNet:
+    """A network of this project: one that ships, or a ``.safetensors`` file written by ``invdiff train``."""
     name, path = str(name_or_path), Path(name_or_path)
     if name in names():
         path = WEIGHTS / f"{name}.safetensors"
@@ -53,5 +80,6 @@ def _checksums() -> dict[str, str]:
 def _unknown(name: str) -> str:
     return (
         f"unknown prior {name!r}; priors that ship: {', '.join(names()) or 'none'}. "
-        "For weights of your own give the path of a .safetensors file"
+        "For weights of your own give the path of a .safetensors file, for those of other projects one of "
+        f"{', '.join(f'{source}:...' for source in SOURCES)} (help(priors.load))"
     )

@@ -149,7 +149,7 @@ def train(
     falls along a cosine of whichever is nearer. ``report(step, fraction_done, loss)`` is called every 20 steps.
     Ctrl-C writes a checkpoint before it ends the run.
     """
-    from invdiff.priors.registry import load
+    from invdiff.priors.registry import load_network
     from invdiff.priors.weights_io import save_weights
 
     folder = Path(out)
@@ -164,7 +164,7 @@ def train(
         images = [im for im in images if id(im) not in chosen]
     else:
         tests = load_images(held, recipe.channels, 1)
-    begin = load(start) if start is not None else None
+    begin = load_network(start) if start is not None else None
     if begin is not None and begin.config != recipe.network():
         raise ValueError(
             f"start: {start} is a network of {begin.config}, the recipe {recipe.name} asks for {recipe.network()}"

@@ -1,4 +1,4 @@
-"""Weights as fp16 safetensors files that describe themselves: the network's shape is in the header."""
+"""Weights in files: our own, fp16 safetensors with the network's shape in the header, and the state dicts of others."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from invdiff.priors.network import DenoisingUNet, NetworkConfig
 
@@ -53,3 +54,57 @@ def load_weights(path: str | Path) -> DenoisingUNet:
     except RuntimeError as error:
         raise ValueError(f"{path}: the weights do not fit the network its header describes ({error})") from error
     return net.to(memory_format=torch.channels_last).eval().requires_grad_(False)
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """The tensors by name of a ``.safetensors`` or a torch file of another project, as float32.
+
+    torch files are read with ``weights_only=True``: nothing in them is executed. ``ValueError`` for a file that is missing,
+    damaged, or holds anything but tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"no weights at {path.absolute()}: there is no such file")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged archive or pickle fails in any way it likes
+        raise ValueError(
+            f"{path} is not a readable weights file ({one_line(error)}); it may be truncated, get it again. Files that hold more "
+            "than tensors are not read, since they could run any code"
+        ) from error
+    if not (isinstance(state, dict) and state and all(isinstance(v, Tensor) for v in state.values())):
+        raise ValueError(
+            f"{path} holds no state dict: tensors by name, as torch.save(net.state_dict(), path) writes them"
+        )
+    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+
+
+def fill(net: nn.Module, state: dict[str, Tensor], source: str | Path) -> None:
+    """Load ``state`` into ``net``; ``ValueError`` with the first difference if it is of another architecture."""
+    wanted = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    wrong = [name for name in {**wanted, **found} if wanted.get(name) != found.get(name)]
+    if wrong:
+        name = wrong[0]
+        raise ValueError(
+            f"{source}: the weights do not fit {type(net).__name__}: {name} is {found.get(name, 'missing')} in the file, "
+            f"{wanted.get(name, 'nothing')} in the network, and {len(wrong) - 1} more differ"
+        )
+    net.load_state_dict(state)
+
+
+def check_label(label: int | None, classes: int, source: str | Path) -> None:
+    """``ValueError`` unless ``label`` is one of the ``classes`` of a network, or None where it has none."""
+    if label not in (range(classes) if classes else (None,)):
+        allowed = f"is told a class: give label=0 to {classes - 1}" if classes else "takes no label"
+        raise ValueError(f"{source}: this network {allowed}; got label={label}")
+
+
+def one_line(error: Exception) -> str:
+    """What an error of another library says, as one line of at most 200 characters."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
