@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 class Result:
     """Posterior samples and what was done to get them.
 
-    ``samples`` has shape (K, B, C, H, W); ``residual`` (B,) is the root-mean-square misfit of ``x`` in units of the noise
+    ``samples`` has shape (K, B, C, H, W), in antithetic pairs (:class:`invdiff.problem.RowNoise`): every other one,
+    ``samples[::2]``, are independent; ``residual`` (B,) is the root-mean-square misfit of ``x`` in units of the noise
     (about 1 when the noise level is right; in the measurement's own unit when the noise is zero); ``nfe`` the network
     evaluations each sample took, counted (two a call with guidance; an image in patches and a volume in slices count as one);
     ``seconds`` the time of the whole call. Of volumes all shapes have one more axis, D before H and W.
@@ -42,8 +43,17 @@ class Result:
 
     @property
     def std(self) -> Tensor:
-        """Standard deviation of the samples, shape (B, C, H, W): the uncertainty of a pixel. NaN for a single sample."""
-        return self.samples.std(0) if len(self.samples) > 1 else torch.full_like(self.samples[0], torch.nan)
+        """Standard deviation of the samples, shape (B, C, H, W): the uncertainty of a pixel. NaN for a single sample.
+
+        Samples 2j and 2j + 1 are an antithetic pair (a, b), not independent. Variances add up: that within the pairs, the mean
+        of ``((a - b) / 2)^2``, and that between them, the variance of ``(a + b) / 2`` (0 where there is one pair; an odd last
+        sample is left out).
+        """
+        if len(self.samples) < 2:
+            return torch.full_like(self.samples[0], torch.nan)
+        pairs = self.samples[: len(self.samples) // 2 * 2].unflatten(0, (-1, 2))
+        within = ((pairs[:, 0] - pairs[:, 1]) / 2).square().mean(0)
+        return (within + pairs.mean(1).var(0)).sqrt() if len(pairs) > 1 else within.sqrt()
 
     @property
     def x(self) -> Tensor:

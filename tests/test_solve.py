@@ -84,6 +84,24 @@ def test_same_seed_same_sample_with_the_network_that_ships(name: str) -> None:
     assert solve(y.double(), A, natural, name, samples=1, steps=2).x.dtype == torch.float64
 
 
+@pytest.mark.parametrize("strategy", [PiGDM(steps=6), DiffPIR(steps=6, calibrated=False), DDRM(steps=6)])
+def test_the_noise_cancels_in_the_mean_of_a_pair(strategy: solvers.Strategy) -> None:
+    """All of these are affine in the noise for a Gaussian prior: the mean of a pair is theirs, whatever the seed."""
+    y, A = problem(1)
+    a, b = (solve(y, A, prior(), strategy, samples=2, seed=seed) for seed in (0, 1))
+    assert float((a.x - b.x).abs().max()) < 1e-10
+    assert float((a.samples[0] - b.samples[0]).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])  # of the variance that is odd in the noise
+def test_the_spread_of_pairs_is_unbiased(share: float) -> None:
+    g = torch.Generator().manual_seed(0)
+    odd, even = torch.randn((2, 2, 1, 1, 300, 300), generator=g)
+    pairs = [share**0.5 * sign * o + (1 - share) ** 0.5 * e for o, e in zip(odd, even) for sign in (1, -1)]
+    result = dataclasses.replace(run(*problem(1), "diffpir"), samples=torch.stack(pairs))
+    assert float(result.std.square().mean()) == pytest.approx(1.0, abs=0.02)
+
+
 def test_the_callers_generator_is_left_alone() -> None:
     y, A = problem(1)
     torch.manual_seed(3)
