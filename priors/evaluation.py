@@ -40,12 +40,12 @@ class Quality:
 def evaluate(
     prior: Denoiser, images: Sequence[Tensor], generated: int = 0, progress: Callable[[float], None] | None = None
 ) -> Quality:
-    """Measure ``prior`` on held-out ``images`` (C, H, W), of which at most 64, evenly spread, are denoised.
+    """Measure ``prior`` on held-out ``images`` (C, H, W), of which the :func:`measured` ones are denoised.
 
     With ``generated`` > 0 as many samples are drawn, and at most half of the images, which are then of one size: even-numbered
     images are one half of the real ones, odd-numbered ones the other.
     """
-    some = images[:: math.ceil(len(images) / MEASURED)]
+    some = measured(images)
     low, high = math.log(prior.sigma_min), math.log(prior.sigma_max)
     levels = torch.linspace(low, high, RMSE_LEVELS, dtype=torch.float64).exp().tolist()
     psnr = {level: denoising_psnr(prior, some, level / 255) for level in PSNR_LEVELS}
@@ -56,6 +56,11 @@ def evaluate(
     real, other = torch.stack(list(images[0 : 2 * n : 2])), torch.stack(list(images[1 : 2 * n : 2]))
     drawn = sample(prior, (n, *real.shape[1:]), progress=progress)  # type: ignore[arg-type]
     return Quality(psnr, rmse, spread(images), sliced_wasserstein(drawn, real), sliced_wasserstein(other, real))
+
+
+def measured(images: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The images that are denoised: at most 64 of them, evenly spread."""
+    return images[:: math.ceil(len(images) / MEASURED)]
 
 
 def denoising_psnr(prior: Denoiser, images: Sequence[Tensor], sigma: float) -> float:

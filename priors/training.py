@@ -26,7 +26,7 @@ from torch import Tensor
 from invdiff.io import write_atomically, write_image
 from invdiff.priors import cards
 from invdiff.priors.data import load_data
-from invdiff.priors.evaluation import denoising_psnr, evaluate
+from invdiff.priors.evaluation import denoising_psnr, evaluate, measured
 from invdiff.priors.network import DenoisingUNet
 from invdiff.priors.recipe import Recipe
 from invdiff.priors.registry import load
@@ -124,6 +124,10 @@ def train(
     save_weights(ema, path)
     source = f"{crops.images} images" if crops.images else "images drawn for it"
     trained = f"in {step} steps ({(time.monotonic() - origin) / 60:.0f} minutes) on {source}"
+    print(f"measuring on {len(tests)} held-out images", file=sys.stderr)
+    if begin is not None:
+        before = denoising_psnr(begin.to(target), measured(tests), 25 / 255)
+        trained += f", from the weights of {start}, whose PSNR at 25 was {before:.2f} dB on the same held-out images"
     text = cards.write(recipe, evaluate(ema, tests, recipe.generated), f"{len(tests)} images, {how}", trained)
     write_atomically(path.with_suffix(".md"), lambda p: p.write_text(text, encoding="utf-8"))
     return path

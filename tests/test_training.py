@@ -149,7 +149,11 @@ def test_a_run_begins_with_given_weights_and_measures_on_given_images(photos: Pa
     path = train(still, photos, tmp_path / "second", start=first, held=tests, device="cpu")
     start, end = load_file(first), load_file(path)
     assert all(torch.equal(end[k], v) for k, v in start.items())
-    assert "on 3 images" in path.with_suffix(".md").read_text()
+    before = f"{header(path)['psnr'][25]:.2f} dB on the same held-out images"  # the weights have not moved
+    assert (
+        f"on 3 images, from the weights of {first}, whose PSNR at 25 was {before}"
+        in path.with_suffix(".md").read_text()
+    )
     assert header(path)["held_out"] == "1 images, a folder of their own"
     with pytest.raises(ValueError, match="asks for"):
         train(replace(TINY, widths=(16,)), photos, tmp_path / "third", start=first, device="cpu")
