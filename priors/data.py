@@ -18,6 +18,7 @@ import math
 import re
 import struct
 import sys
+import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -135,7 +136,7 @@ def _digits(path: Path, channels: int) -> list[Tensor]:
         if magic != 0x803:  # unsigned bytes on three axes
             raise ValueError(f"magic number {magic:#x}, not 0x803")
         images = np.frombuffer(raw, np.uint8, offset=16).reshape(n, 1, h, w)
-    except (OSError, EOFError, struct.error, ValueError) as error:
+    except (OSError, EOFError, zlib.error, struct.error, ValueError) as error:
         raise ValueError(f"{path}: not a whole IDX file of images ({error})") from error
     return list(torch.from_numpy(images.copy()))
 
