@@ -6,10 +6,9 @@ import argparse
 
 import torch
 from matplotlib.figure import Figure
-from skimage.data import shepp_logan_phantom
-from skimage.transform import resize
 
 from invdiff import operators, priors, solve
+from invdiff.phantoms import shepp_logan
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--out", default="sparse_ct.png", help="the picture to write")
@@ -18,7 +17,7 @@ parser.add_argument("--quick", action="store_true", help="a small image and few 
 args = parser.parse_args()
 
 side, views, steps = (32, 12, 3) if args.quick else (128, 30, None)
-truth = torch.from_numpy(resize(shepp_logan_phantom(), (side, side), anti_aliasing=True))[None, None].float()
+truth = shepp_logan(side)[None]
 
 # Line integrals in units of the image's side; the noise is in the same unit.
 A = operators.Tomography(side, views, noise=0.002)

@@ -1,4 +1,4 @@
-"""The command line: ``invdiff restore | demo | priors | solvers | train``.
+"""The command line: ``invdiff restore | demo | priors | solvers | train | sample``.
 
 Heavy libraries are imported inside the commands, so that ``--help`` and typing mistakes answer at once. Mistakes end in
 one line ``error: ...`` and exit code 2; exit code 1 means that some pictures of many failed, 130 that you stopped it.
@@ -199,11 +199,12 @@ def demo(
 
 @app.command("priors")
 def list_priors() -> None:
-    """List the priors that ship."""
+    """List the priors that ship: what they know, size and noise, quality, terms of their data."""
     from invdiff import priors
 
     for name in priors.names():
-        typer.echo(f"{name:12} {_first_sentence(priors.card(name).partition(chr(10))[2])}")
+        for i, line in enumerate(priors.describe(name).splitlines()):
+            typer.echo(f"{'' if i else name:12} {line}")
 
 
 @app.command("solvers")
@@ -222,7 +223,7 @@ def _first_sentence(text: str) -> str:
 @app.command()
 def train(
     recipe: Annotated[str, typer.Option(help="A recipe that ships, or a YAML file.")],
-    data: Annotated[Path, typer.Option(help="Folder of images.")],
+    data: Annotated[Path | None, typer.Option(help="Folder of images; none for a recipe that draws them.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the weights; a stopped run goes on from there. [default: runs/NAME of the recipe]", show_default=False)] = None,
     start: Annotated[str | None, typer.Option(help="Begin with the weights of this prior (fine-tuning): a name or a .safetensors file.")] = None,
     held: Annotated[Path | None, typer.Option(help="Folder of held-out images to measure on. [default: some of DATA, not trained on]", show_default=False)] = None,
@@ -230,7 +231,7 @@ def train(
     steps: Annotated[int | None, typer.Option(help="Override the recipe's number of steps.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
 ) -> None:  # fmt: skip
-    """Train a prior on a folder of images."""
+    """Train a prior, on a folder of images or on images that the recipe draws."""
     from dataclasses import replace
 
     from invdiff.priors.recipe import Recipe
@@ -251,3 +252,37 @@ def train(
         folder = out or Path("runs") / chosen.name
         path = run(chosen, data, folder, start=start, held=held, minutes=minutes, device=device, report=report)
     typer.echo(f"weights: {path}")
+
+
+@app.command()
+def sample(
+    prior: Annotated[str, typer.Argument(metavar="NAME", help="A prior (`invdiff priors` lists them) or a .safetensors file.")],
+    n: Annotated[int, typer.Option("--n", help="How many images.")] = 16,
+    size: Annotated[int | None, typer.Option(help="Their side in pixels. [default: that of the training, in the card]", show_default=False)] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same images.")] = 0,
+    steps: Annotated[int, typer.Option(help="Noise levels, and evaluations of the network.")] = 40,
+    out: Annotated[Path, typer.Option(help="The picture.")] = Path("sheet.png"),
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ... [default: cuda where there is one]", show_default=False)] = None,
+) -> None:  # fmt: skip
+    """Draw images from a prior, without any measurement, and lay them out on a sheet; of complex ones the magnitude."""
+    import torch
+
+    from invdiff import priors
+    from invdiff.io import check_writable, write_image
+    from invdiff.priors.cards import header
+    from invdiff.priors.sampling import sheet
+
+    check_writable(out)
+    model = priors.load(prior).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if hasattr(model, "decode"):
+        raise ValueError(f"{prior} is a prior of latents, not of images; draw from it in Python: priors.sample, then decode")
+    side = int(header(prior).get("size", 64)) if size is None else size
+    with _bar() as bar:
+        line = bar.add_task(f"{n} images of {side}x{side}", total=1.0)
+        shape = (n, getattr(model, "channels", None) or 3, side, side)
+        images = priors.sample(
+            model, shape, seed=seed, steps=steps, progress=lambda done: bar.update(line, completed=done)
+        )
+    for notice in write_image(out, sheet(images)):
+        typer.echo(f"note: {notice}", err=True)
+    typer.echo(f"sheet: {out}")

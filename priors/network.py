@@ -82,7 +82,7 @@ class DenoisingUNet(Denoiser):
     def __init__(self, config: NetworkConfig | None = None, **kwargs: Any) -> None:
         super().__init__()
         self.config = config = config or NetworkConfig(**kwargs)
-        self.mean, self.std = config.mean, config.std
+        self.channels, self.mean, self.std = config.channels, config.mean, config.std
         self.sigma_min, self.sigma_max = config.sigma_min, config.sigma_max
         widths, emb = config.widths, 128
         pixels = config.channels * config.patch**2

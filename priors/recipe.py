@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, fields
 from importlib import resources
 from pathlib import Path
@@ -12,12 +13,17 @@ import yaml
 
 from invdiff.priors.network import NetworkConfig
 
+# Kinds of images (priors/data.py), and how many channels each can have; complex images have two.
+KINDS = {"photographs": (1, 3), "digits": (1,), "hounsfield": (1,), "magnitude": (2,), "ellipses": (1,)}
+
 
 @dataclass(frozen=True)
 class Recipe:
     """Everything that fixes a training run; ``priors/recipes/*.yaml`` holds one file each."""
 
     name: str
+    about: str = ""
+    images: str = "photographs"
     channels: int = 3
     widths: tuple[int, ...] = (32, 64, 128, 256)
     blocks: int = 2
@@ -35,8 +41,12 @@ class Recipe:
     log_sigma_std: float = 1.4
     wide_share: float = 0.05
     gray_share: float = 0.0
+    flips: bool = True
+    turns: bool = True
     scales: tuple[float, ...] = (1.0,)
     holdout: int = 16
+    holdout_names: str = ""
+    generated: int = 0
     seed: int = 0
 
     @classmethod
@@ -77,8 +87,17 @@ class Recipe:
     def __post_init__(self) -> None:
         if not self.name or Path(self.name).name != self.name:
             raise ValueError(f"name is the name of a file without its folder, got {self.name!r}")
-        if self.channels not in (1, 3):
-            raise ValueError(f"channels is 1 (gray) or 3 (colour), got {self.channels}")
+        if self.images not in KINDS:
+            raise ValueError(f"images is one of {', '.join(KINDS)}, got {self.images!r}")
+        if self.channels not in KINDS[self.images]:
+            allowed = " or ".join(map(str, KINDS[self.images]))
+            raise ValueError(f"channels is {allowed} for images: {self.images}, got {self.channels}")
+        if self.generated < 0:
+            raise ValueError(f"generated is a number of images, 0 or more, got {self.generated}")
+        try:
+            re.compile(self.holdout_names)
+        except re.error as error:
+            raise ValueError(f"holdout_names is a regular expression, got {self.holdout_names!r} ({error})") from None
         for key in ("blocks", "patch", "crop", "batch", "steps", "holdout", "std", "sigma_min", "learning_rate"):
             if not getattr(self, key) > 0:
                 raise ValueError(f"{key} must be positive, got {getattr(self, key)}")
@@ -92,6 +111,7 @@ _KINDS = {
     "str": "text",
     "int": "a whole number",
     "float": "a number",
+    "bool": "true or false",
     "tuple[int, ...]": "a list of whole numbers, e.g. [32, 64]",
     "tuple[float, ...]": "a list of numbers, e.g. [1.0, 0.5]",
 }
@@ -103,13 +123,13 @@ def _typed(value: Any, kind: str) -> Any:
         if not isinstance(value, list) or not value:
             raise TypeError
         return tuple(_typed(v, kind[len("tuple[") : -len(", ...]")]) for v in value)
-    if isinstance(value, bool):
+    if isinstance(value, bool) != (kind == "bool"):
         raise TypeError
     if kind == "float":
         number = float(value)
         if not math.isfinite(number):
             raise ValueError
         return number
-    if not isinstance(value, {"int": int, "str": str}[kind]):
+    if not isinstance(value, {"int": int, "str": str, "bool": bool}[kind]):
         raise TypeError
     return value

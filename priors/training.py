@@ -14,122 +14,29 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 import sys
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, fields
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from invdiff.io import write_atomically, write_image
+from invdiff.priors import cards
+from invdiff.priors.data import load_data
+from invdiff.priors.evaluation import denoising_psnr, evaluate, measured
 from invdiff.priors.network import DenoisingUNet
 from invdiff.priors.recipe import Recipe
-
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"}
-
-
-def load_images(folder: str | Path, channels: int, smallest: int) -> list[Tensor]:
-    """Read every image below ``folder`` as uint8 (C, H, W), in the order of the paths: upright, and on white.
-
-    A file that cannot be read is named on standard error and left out; ``ValueError`` if none is left.
-    """
-    from invdiff.io import read_image
-
-    root = Path(folder)
-    if not root.is_dir():
-        raise ValueError(f"training data: {root} is not a folder")
-    images = []
-    for path in sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES):
-        try:
-            x, meta = read_image(path)
-        except ValueError as error:
-            print(f"note: left out {error}", file=sys.stderr)
-            continue
-        if meta.alpha is not None:
-            x = x * meta.alpha + 1 - meta.alpha
-        if x.shape[1] > channels:
-            x = (x * x.new_tensor([0.299, 0.587, 0.114]).view(-1, 1, 1)).sum(1, keepdim=True)  # luma of ITU-R 601
-        images.append((255 * x).round().to(torch.uint8)[0].expand(channels, -1, -1).contiguous())
-    usable = [im for im in images if min(im.shape[1:]) >= smallest]
-    if not usable:
-        raise ValueError(
-            f"training data: {root} holds {len(images)} readable images, none with both sides of at least {smallest} pixels; "
-            f"give a folder of {', '.join(sorted(IMAGE_SUFFIXES))} files"
-        )
-    return usable
-
-
-class Crops:
-    """Random crops, flips, turns and noise for a step; a function of (recipe.seed, step) alone."""
-
-    def __init__(self, images: list[Tensor], recipe: Recipe) -> None:
-        self.recipe = recipe
-        self.levels = [[_shrink(im, s) for im in images if min(im.shape[1:]) * s >= recipe.crop] for s in recipe.scales]
-        self.levels = [level for level in self.levels if level]
-
-    def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Clean crops (B, C, S, S) in [0, 1], noise levels (B,), and unit noise like the crops."""
-        r = self.recipe
-        g = torch.Generator().manual_seed(_seed(r.seed, step))
-        crops = []
-        for _ in range(r.batch):
-            level = self.levels[_integer(len(self.levels), g)]
-            im = level[_integer(len(level), g)]
-            top, left = (_integer(side - r.crop + 1, g) for side in im.shape[1:])
-            crop = im[:, top : top + r.crop, left : left + r.crop].rot90(_integer(4, g), (1, 2))
-            crops.append(crop.flip(2) if _integer(2, g) else crop)
-        x0 = torch.stack(crops).float() / 255
-        noise = torch.randn(x0.shape, generator=g)
-        log_sigma = r.log_sigma_mean + r.log_sigma_std * torch.randn(r.batch, generator=g)
-        low, high = math.log(r.sigma_min), math.log(r.sigma_max)
-        wide = torch.rand(r.batch, generator=g) < r.wide_share
-        log_sigma = torch.where(wide, low + (high - low) * torch.rand(r.batch, generator=g), log_sigma)
-        gray = torch.rand(r.batch, generator=g) < r.gray_share
-        x0[gray] = x0[gray].mean(1, keepdim=True).expand_as(x0[gray])
-        noise[gray] = noise[gray][:, :1].expand_as(noise[gray])
-        return x0, log_sigma.clamp(low, high).exp(), noise
-
-
-def _seed(*key: int) -> int:
-    """A seed for a key of several numbers; torch's CPU generator looks at 32 bits only."""
-    return int(np.random.SeedSequence(key).generate_state(1)[0])
-
-
-def _integer(high: int, g: torch.Generator) -> int:
-    return int(torch.randint(high, (), generator=g))
-
-
-def _shrink(im: Tensor, scale: float) -> Tensor:
-    if scale == 1.0:
-        return im
-    out = F.interpolate(im[None].float(), scale_factor=scale, mode="bicubic", antialias=True, align_corners=False)
-    return out[0].round().clamp(0, 255).to(torch.uint8)
-
-
-def denoising_psnr(prior: Callable[[Tensor, float], Tensor], images: Iterable[Tensor], sigma: float) -> float:
-    """Mean over images of the PSNR (dB) of ``prior(x0 + sigma n, sigma)``, clipped to [0, 1].
-
-    ``images`` are uint8 or [0, 1] float tensors (C, H, W); image ``i`` gets noise from seed ``i``.
-    """
-    device = next((p.device for p in prior.parameters()), None) if isinstance(prior, torch.nn.Module) else None
-    values = []
-    for i, image in enumerate(images):
-        x0 = (image.float() / 255 if image.dtype == torch.uint8 else image)[None]
-        noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(i))
-        with torch.no_grad():
-            out = prior((x0 + sigma * noise).to(device), sigma).to(x0.device).clamp(0, 1)
-        values.append(-10 * math.log10(float((out - x0).square().mean())))
-    return sum(values) / len(values)
+from invdiff.priors.registry import load_network
+from invdiff.priors.sampling import device_of, sheet
+from invdiff.priors.weights_io import save_weights
 
 
 def train(
     recipe: Recipe,
-    data: str | Path,
+    data: str | Path | None,
     out: str | Path,
     *,
     start: str | Path | None = None,
@@ -141,36 +48,23 @@ def train(
 ) -> Path:
     """Train ``recipe`` on the images below ``data``; return the path of the finished weights in ``out``.
 
-    ``start`` names a prior that ships, or a weights file, whose weights a new run begins with (fine-tuning); its network
-    has to be the recipe's. Figures are measured on the images below ``held``, or on ``recipe.holdout`` images of ``data``,
-    evenly spread over the sorted paths, which are then not trained on.
+    ``data`` is ``None`` for a recipe that draws its images itself. ``start`` names a prior that ships, or a weights file,
+    whose weights a new run begins with (fine-tuning); its network has to be the recipe's. Figures are measured on the
+    images below ``held``, or on those of ``data`` that the recipe holds out, which are then not trained on.
 
     The run ends after ``recipe.steps`` steps, or after ``minutes`` if that comes first; the learning rate
     falls along a cosine of whichever is nearer. ``report(step, fraction_done, loss)`` is called every 20 steps.
     Ctrl-C writes a checkpoint before it ends the run.
     """
-    from invdiff.priors.registry import load_network
-    from invdiff.priors.weights_io import save_weights
-
     folder = Path(out)
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    images = load_images(data, recipe.channels, recipe.crop)
-    if held is None:
-        if len(images) < 2:
-            raise ValueError(f"training data: {data} holds one usable image; give two or more, since one is held out")
-        spread = slice(None, None, max(1, len(images) // recipe.holdout))
-        tests = images[spread][: min(recipe.holdout, len(images) - 1)]
-        chosen = {id(im) for im in tests}
-        images = [im for im in images if id(im) not in chosen]
-    else:
-        tests = load_images(held, recipe.channels, 1)
+    crops, tests, how = load_data(recipe, data, held)
     begin = load_network(start) if start is not None else None
     if begin is not None and begin.config != recipe.network():
         raise ValueError(
             f"start: {start} is a network of {begin.config}, the recipe {recipe.name} asks for {recipe.network()}"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    crops = Crops(images, recipe)
 
     torch.manual_seed(recipe.seed)
     net = DenoisingUNet(recipe.network()).to(target, memory_format=torch.channels_last)
@@ -226,11 +120,16 @@ def train(
         raise
     state.save(step, time.monotonic() - origin)
     _sheet(folder / "sheet.png", ema, tests[:4])
-    figures = {round(255 * s): denoising_psnr(ema, tests, s) for s in (15 / 255, 25 / 255, 50 / 255)}
     path = folder / f"{recipe.name}.safetensors"
     save_weights(ema, path)
-    card = _card(recipe, step, time.monotonic() - origin, len(images), len(tests), figures)
-    _replace(path.with_suffix(".md"), lambda p: p.write_text(card))
+    source = f"{crops.images} images" if crops.images else "images drawn for it"
+    trained = f"in {step} steps ({(time.monotonic() - origin) / 60:.0f} minutes) on {source}"
+    print(f"measuring on {len(tests)} held-out images", file=sys.stderr)
+    if begin is not None:
+        before = denoising_psnr(begin.to(target), measured(tests), 25 / 255)
+        trained += f", from the weights of {start}, whose PSNR at 25 was {before:.2f} dB on the same held-out images"
+    text = cards.write(recipe, evaluate(ema, tests, recipe.generated), f"{len(tests)} images, {how}", trained)
+    write_atomically(path.with_suffix(".md"), lambda p: p.write_text(text, encoding="utf-8"))
     return path
 
 
@@ -252,7 +151,7 @@ class _Checkpoint:
             tensors |= {f"{k}.{name}": v for k, v in self.optimiser.state[p].items() if isinstance(v, Tensor)}
         whole = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
         notes = {"step": str(step), "seconds": str(seconds), "recipe": self.recipe}
-        _replace(self.path, lambda p: save_file(whole, p, notes))
+        write_atomically(self.path, lambda p: save_file(whole, p, notes))
 
     def load(self) -> tuple[int, float]:
         if not self.path.exists():
@@ -266,7 +165,7 @@ class _Checkpoint:
             raise ValueError(
                 f"{self.path} is damaged ({error}); delete it to start again, or give another --out folder"
             ) from error
-        if meta.get("recipe") != self.recipe:
+        if not _same_settings(meta.get("recipe"), self.recipe):
             raise ValueError(f"{self.path} comes from another recipe; give an empty --out folder")
         try:
             for prefix, module in (("net.", self.net), ("ema.", self.ema)):
@@ -284,17 +183,14 @@ class _Checkpoint:
 
 
 def _settings(recipe: Recipe) -> str:
-    """The recipe as JSON, without its steps: a run may be made longer."""
-    return json.dumps({k: v for k, v in asdict(recipe).items() if k != "steps"})
+    """The recipe as JSON, without what does not change the steps that were taken: a run may be made longer."""
+    return json.dumps({k: v for k, v in asdict(recipe).items() if k not in {"steps", "about", "generated"}})
 
 
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _same_settings(stored: str | None, wanted: str) -> bool:
+    """Whether two recipes agree; what a recipe stored by an older version lacks is what that version did, the default."""
+    defaults = json.loads(_settings(Recipe("any")))
+    return defaults | json.loads(stored or "{}") == json.loads(wanted)
 
 
 def _log(path: Path, step: int, seconds: float, loss: float, ema: DenoisingUNet, held: list[Tensor]) -> None:
@@ -308,29 +204,12 @@ def _log(path: Path, step: int, seconds: float, loss: float, ema: DenoisingUNet,
 
 def _sheet(path: Path, ema: DenoisingUNet, held: list[Tensor]) -> None:
     """Rows: held-out images; columns: noisy and denoised at three noise levels."""
-    from PIL import Image
-
-    rows = []
-    for i, image in enumerate(held):
-        side = min(128, *image.shape[1:])
-        x0 = image[None, :, :side, :side].float() / 255
-        noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(i))
-        row = [x0]
-        for sigma in (0.1, 0.3, 1.0):
-            noisy = x0 + sigma * noise
-            with torch.no_grad():
-                row += [noisy, ema(noisy.to(next(ema.parameters()).device), sigma).cpu()]
-        rows.append(F.pad(torch.cat(row, 3), (0, 7 * (128 - side), 0, 128 - side)))
-    sheet = (torch.cat(rows, 2)[0].clamp(0, 1) * 255).byte().permute(1, 2, 0).squeeze(-1)
-    _replace(path, lambda p: Image.fromarray(sheet.numpy()).save(p, format="PNG"))
-
-
-def _card(recipe: Recipe, step: int, seconds: float, trained: int, held: int, figures: dict[int, float]) -> str:
-    settings = "\n".join(f"    {f.name}: {getattr(recipe, f.name)}" for f in fields(recipe))
-    table = "\n".join(f"| {s} | {v:.2f} |" for s, v in figures.items())
-    return (
-        f"# {recipe.name}\n\nA denoising U-Net trained by `invdiff train` in {step} steps ({seconds / 60:.0f} minutes) on "
-        f"{trained} images; {held} more were held out.\n\nNoise range: {recipe.sigma_min} to {recipe.sigma_max}.\n\n"
-        f"| noise level (/255) | PSNR on the held-out images (dB) |\n| --- | --- |\n{table}\n\nRecipe:\n\n{settings}\n\n"
-        "Data and terms: state here where the images come from and under which terms.\n"
-    )
+    side = min(128, *(s for image in held for s in image.shape[1:]))
+    x0 = torch.stack([image[:, :side, :side] for image in held])
+    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
+    columns = [x0]
+    for sigma in (0.1, 0.3, 1.0):
+        noisy = x0 + sigma * noise
+        with torch.no_grad():
+            columns += [noisy, ema(noisy.to(device_of(ema)), sigma).cpu()]
+    write_image(path, sheet(torch.stack(columns, 1).flatten(0, 1), columns=len(columns)))

@@ -373,8 +373,11 @@ def test_lists_and_version() -> None:
     assert invoke("--version").output == f"invdiff {invdiff.__version__}\n"
     lines = invoke("solvers").output.splitlines()
     assert [line.split()[0] for line in lines] == solvers.names() and all(len(line) > 20 for line in lines)
-    names = [line.split()[0] for line in invoke("priors").output.splitlines()]
-    assert names == invdiff.priors.names()
+    lines = invoke("priors").output.splitlines()
+    assert [line.split()[0] for line in lines if not line.startswith(" ")] == invdiff.priors.names()
+    natural = "\n".join(lines).split("natural ")[1]
+    for fact in ("9.3 MB", "4.6 million parameters", "colour or gray", "noise 0.002 to 20", "31.82 at 25", "BSDS500"):
+        assert fact in natural
 
 
 def test_train_makes_a_prior_that_restore_takes(folder: Path) -> None:
@@ -389,8 +392,30 @@ def test_train_makes_a_prior_that_restore_takes(folder: Path) -> None:
     assert "tiny.safetensors" in result.output and "in 2 steps" in Path("run/tiny.md").read_text()
     args = ["--task", "denoise", "--prior", "run/tiny.safetensors", *QUICK]
     assert invoke("restore", "a.png", "out.png", *args).exit_code == 0
+    assert invoke("sample", "run/tiny.safetensors", "--n", "2", "--steps", "2", "--out", "drawn.png").exit_code == 0
+    result = invoke("train", "--recipe", "natural", "--out", "run")
+    assert result.exit_code == 2 and "give --data DIR" in result.stderr
     result = invoke("train", "--recipe", "none", "--data", "data", "--out", "run")
     assert result.exit_code == 2 and "unknown recipe" in result.stderr
+
+
+def test_sample_draws_a_sheet(folder: Path, weights: str) -> None:
+    args = ["sample", weights, "--n", "3", "--steps", "3"]
+    result = invoke(*args, "--size", "24", "--out", "a.png")
+    assert result.exit_code == 0 and result.output == "sheet: a.png\n"
+    invoke(*args, "--size", "24", "--out", "b.png")
+    assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
+    invoke(*args, "--size", "24", "--seed", "1", "--out", "b.png")
+    assert Path("a.png").read_bytes() != Path("b.png").read_bytes()
+    with Image.open("a.png") as picture:
+        assert picture.size == (2 * 28, 2 * 28)
+    Path(weights).with_suffix(".md").write_text("---\nsize: 28\n---\n")
+    invoke(*args, "--out", "b.png")
+    with Image.open("b.png") as picture:
+        assert picture.size == (2 * 32, 2 * 32)
+    for wrong in (["--n", "0"], ["--steps", "0"], ["--out", "none/a.png"]):
+        result = invoke(*args, *wrong)
+        assert result.exit_code == 2 and result.stderr.startswith("error: ")
 
 
 def test_demo_compares_and_draws(folder: Path, weights: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from invdiff import priors
-from invdiff.priors import DenoisingUNet, Gaussian, NetworkConfig, as_prior, network, registry
+from invdiff.priors import DenoisingUNet, Gaussian, NetworkConfig, as_prior, cards, network, registry
 from invdiff.priors.weights_io import save_weights
 
 
@@ -204,6 +204,10 @@ def test_every_prior_that_ships_loads_and_has_a_card() -> None:
         x = x0 + 0.2 * randn(*x0.shape)
         assert float((prior(x, 0.2) - x0).square().mean().sqrt()) < 0.1  # half of the noise at most is left
         assert "Data and terms" in priors.card(name)
+        known = cards.header(name)
+        assert known["about"] and known["size"] and known["held_out"] and known["psnr"][25] > 20
+        assert known["terms"] != cards.NOT_STATED
+        assert len(priors.describe(name).splitlines()) == 4
 
 
 # Any denoiser as a prior
@@ -268,4 +272,4 @@ def test_import_adds_little_to_that_of_deepinv() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     added = {name for name in run.stdout.split() if not name.startswith("_")}
-    assert added <= {"invdiff", "yaml"}
+    assert added <= {"invdiff", "yaml", "PIL"}

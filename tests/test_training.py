@@ -1,22 +1,25 @@
-"""Training: what recipes and images are accepted, how pictures are read, and how a stopped run goes on."""
+"""Training: what recipes are accepted, how a stopped run goes on, and what a run leaves behind."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import imagecodecs
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from invdiff.priors import training
+from invdiff.priors import data, load, sample, training
+from invdiff.priors.cards import header
+from invdiff.priors.evaluation import denoising_psnr
 from invdiff.priors.recipe import Recipe
-from invdiff.priors.training import denoising_psnr, load_images, train
+from invdiff.priors.training import train
 
 TINY = Recipe("tiny", widths=(8,), blocks=1, crop=16, batch=2, steps=3, holdout=1)
 
@@ -54,7 +57,12 @@ BAD = {
     "{name: ''}": "name is the name of a file",
     "{name: a/b}": "name is the name of a file",
     "{name: r, holdout: 0}": "holdout must be positive",
-    "{name: r, channels: 2}": "channels is 1",
+    "{name: r, channels: 2}": "channels is 1 or 3 for images: photographs, got 2",
+    "{name: r, images: magnitude}": "channels is 2 for images: magnitude, got 3",
+    "{name: r, images: films}": "images is one of photographs, digits",
+    "{name: r, flips: 1}": "flips must be true or false, got 1",
+    "{name: r, holdout_names: '('}": "holdout_names is a regular expression",
+    "{name: r, generated: -1}": "generated is a number of images",
     "{name: r, stepz: 3}": "unknown keys",
 }
 
@@ -67,34 +75,6 @@ def test_bad_recipes_are_named_in_one_line(tmp_path: Path, text: str) -> None:
         Recipe.load(path)
     message = str(caught.value)
     assert BAD[text] in message and "\n" not in message and message.startswith(f"recipe {path}: ")
-
-
-def test_images_are_read_as_they_look(tmp_path: Path) -> None:
-    ramp = np.arange(12 * 16, dtype=np.uint16).reshape(12, 16) * 300
-    (tmp_path / "a.png").write_bytes(imagecodecs.png_encode(ramp))
-    turned = Image.fromarray(np.zeros((12, 16, 3), np.uint8))
-    exif = turned.getexif()
-    exif[0x0112] = 6
-    turned.save(tmp_path / "b.png", exif=exif)
-    Image.new("RGBA", (12, 12), (0, 0, 0, 51)).save(tmp_path / "c.png")
-    Image.new("RGB", (12, 12), (255, 0, 0)).save(tmp_path / "d.png")
-    deep, upright, clear, _ = load_images(tmp_path, 3, 8)
-    assert all(im.dtype == torch.uint8 and im.shape[0] == 3 for im in (deep, upright, clear))
-    np.testing.assert_array_equal(deep[1], np.round(ramp / 65535 * 255))
-    assert upright.shape == (3, 16, 12)
-    assert (clear == 204).all()  # a fifth of black on white
-    red = load_images(tmp_path, 1, 8)[3]
-    assert red.shape == (1, 12, 12) and (red == 76).all()
-
-
-def test_bad_images_are_left_out_and_named(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (photos / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\nnot a picture")
-    assert len(load_images(photos, 3, 16)) == 3
-    assert str(photos / "bad.png") in capsys.readouterr().err
-    for i in range(3):
-        (photos / f"{i}.png").unlink()
-    with pytest.raises(ValueError, match="0 readable images"):
-        load_images(photos, 3, 16)
 
 
 def test_one_image_is_refused_at_the_start(photos: Path, tmp_path: Path) -> None:
@@ -122,7 +102,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = load_file(train(TINY, photos, tmp_path / "whole", device="cpu"))
-    batch = training.Crops.batch
+    batch = data.Crops.batch
 
     def stop(self: Any, step: int) -> Any:
         if step == 2:
@@ -131,7 +111,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
 
     out = tmp_path / "stopped"
     with monkeypatch.context() as patch:
-        patch.setattr(training.Crops, "batch", stop)
+        patch.setattr(data.Crops, "batch", stop)
         with pytest.raises(KeyboardInterrupt):
             train(TINY, photos, out, device="cpu")
     assert "stopped at step 2" in capsys.readouterr().err and (out / "checkpoint.safetensors").is_file()
@@ -169,7 +149,50 @@ def test_a_run_begins_with_given_weights_and_measures_on_given_images(photos: Pa
     path = train(still, photos, tmp_path / "second", start=first, held=tests, device="cpu")
     start, end = load_file(first), load_file(path)
     assert all(torch.equal(end[k], v) for k, v in start.items())
-    assert "on 3 images; 1 more" in path.with_suffix(".md").read_text()
+    before = f"{header(path)['psnr'][25]:.2f} dB on the same held-out images"  # the weights have not moved
+    assert (
+        f"on 3 images, from the weights of {first}, whose PSNR at 25 was {before}"
+        in path.with_suffix(".md").read_text()
+    )
+    assert header(path)["held_out"] == "1 images, a folder of their own"
     with pytest.raises(ValueError, match="asks for"):
         train(replace(TINY, widths=(16,)), photos, tmp_path / "third", start=first, device="cpu")
     assert not (tmp_path / "third").exists()
+
+
+def test_a_checkpoint_of_an_older_version_has_the_defaults(photos: Path, tmp_path: Path) -> None:
+    """Settings that came later mean, where they are missing, what was done before."""
+    path = tmp_path / "run" / "checkpoint.safetensors"
+    train(TINY, photos, path.parent, device="cpu")
+    with safe_open(path, "pt") as f:
+        notes, tensors = f.metadata(), {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 (f is not a dict)
+    old = {
+        k: v for k, v in json.loads(notes["recipe"]).items() if k not in {"images", "flips", "turns", "holdout_names"}
+    }
+    save_file(tensors, path, notes | {"recipe": json.dumps(old)})
+    train(replace(TINY, steps=4, about="tiny pictures"), photos, path.parent, device="cpu")
+    with pytest.raises(ValueError, match="another recipe"):
+        train(replace(TINY, turns=False), photos, path.parent, device="cpu")
+
+
+def test_a_run_without_files_leaves_a_whole_card(tmp_path: Path) -> None:
+    recipe = Recipe("toy", "Toy phantoms", "ellipses", 1, (8,), 1, crop=28, batch=2, steps=2, holdout=8, generated=4)
+    path = train(recipe, None, tmp_path / "run", device="cpu")
+    known, text = header(path), path.with_suffix(".md").read_text()
+    assert known["about"] == "Toy phantoms" and known["size"] == 28 and known["terms"] == "not stated"
+    assert known["held_out"] == "8 images, drawn with other seeds"
+    assert list(known["psnr"]) == [5, 15, 25, 50, 100] and all(10 < v < 50 for v in known["psnr"].values())
+    assert min(known["rmse"]) == recipe.sigma_min and max(known["rmse"]) == recipe.sigma_max
+    assert known["spread"] > 0 and known["distance"] > 0 and known["distance_real"] > 0
+    assert "in 2 steps" in text and "images drawn for it" in text and "    images: ellipses" in text
+    with Image.open(tmp_path / "run" / "sheet.png") as sheet:
+        assert sheet.size == (7 * 32, 4 * 32)
+
+
+def test_complex_images_are_trained_on_and_drawn(photos: Path, tmp_path: Path) -> None:
+    recipe = replace(TINY, images="magnitude", channels=2, mean=0.0)
+    path = train(recipe, photos, tmp_path / "run", device="cpu")
+    images = sample(load(path), (2, 2, 16, 16), steps=3)
+    assert images.shape == (2, 2, 16, 16) and bool(images.isfinite().all())
+    with Image.open(tmp_path / "run" / "sheet.png") as sheet:
+        assert sheet.mode == "L"

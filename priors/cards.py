@@ -1,0 +1,95 @@
+"""Model cards: Markdown below a header in YAML, between two lines ``---``, which holds what programs read.
+
+    about: what the prior knows, in one line          terms: source of the training images, and their terms
+    size: side of the images trained on, in pixels    held_out: how many images were held out, and how
+    psnr, rmse, spread, distance, distance_real: measured on the held-out images, see evaluation.Quality
+
+Figures stand there alone, not again in the text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from invdiff.priors import registry
+from invdiff.priors.evaluation import Quality
+from invdiff.priors.recipe import Recipe
+
+NOT_STATED = "not stated"
+
+
+def header(name_or_path: str | Path) -> dict[str, Any]:
+    """The header of the card of a prior that ships, or of the card beside a weights file; empty if there is none.
+
+    ``ValueError`` for a name that does not ship, and for a header that is not YAML.
+    """
+    path = Path(name_or_path)
+    if path.suffix != ".safetensors":
+        text = registry.card(str(name_or_path))
+    else:
+        text = path.with_suffix(".md").read_text(encoding="utf-8") if path.with_suffix(".md").is_file() else ""
+    if not text.startswith("---\n"):
+        return {}
+    try:
+        return dict(yaml.safe_load(text.split("---\n", 2)[1]))
+    except (yaml.YAMLError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"the header of the card of {name_or_path} is not YAML ({' '.join(str(error).split())})"
+        ) from None
+
+
+def describe(name: str) -> str:
+    """A prior that ships, in four lines: what it knows; size, images and noise; quality; source and terms of its data."""
+    known, prior = header(name), registry.load(name)
+    config = prior.config
+    parameters = sum(p.numel() for p in prior.parameters()) / 1e6
+    megabytes = (registry.WEIGHTS / f"{name}.safetensors").stat().st_size / 1e6
+    kind = {1: "gray", 2: "complex (2 channels)", 3: "colour or gray"}[config.channels]
+    network = f"{megabytes:.1f} MB, {parameters:.1f} million parameters"
+    images = f"{kind}, trained on {known.get('size', '?')}x{known.get('size', '?')}"
+    quality = ", ".join(f"{value:.2f} at {level}" for level, value in known.get("psnr", {}).items()) or "not measured"
+    if "distance" in known:
+        quality += f"; samples to real images {known['distance']:.4f}, real to real {known['distance_real']:.4f}"
+    return "\n".join(
+        (
+            known.get("about", ""),
+            f"{network}; {images}; noise {config.sigma_min:g} to {config.sigma_max:g}",
+            f"denoising, dB at noise of 255: {quality}; held out: {known.get('held_out', NOT_STATED)}",
+            f"data: {known.get('terms', NOT_STATED)}",
+        )
+    )
+
+
+def write(recipe: Recipe, quality: Quality, held_out: str, trained: str) -> str:
+    """The card of a training run. ``trained`` says how long, and on how many images."""
+    known: dict[str, Any] = {
+        "about": recipe.about or recipe.name,
+        "size": recipe.crop,
+        "terms": NOT_STATED,
+        "held_out": held_out,
+        **{key: _rounded(value) for key, value in asdict(quality).items() if value is not None},
+    }
+    front = yaml.safe_dump(known, sort_keys=False, allow_unicode=True, width=10**6)
+    settings = "\n".join(f"    {f.name}: {getattr(recipe, f.name)}" for f in fields(recipe))
+    return (
+        f"---\n{front}---\n\n# {recipe.name}\n\nA denoising U-Net trained by `invdiff train` {trained}. Noise range: "
+        f"{recipe.sigma_min:g} to {recipe.sigma_max:g}, in units of the pixel range.\n\n"
+        f"The header has what was measured on the held-out images. `psnr`: dB of one denoising by noise level, in 1/255. "
+        "`rmse`: error by noise level; the higher the level, the nearer it should come to `spread`, that of the mean.\n"
+        + (
+            "`distance`: sliced Wasserstein distance of samples from real images, to be compared with `distance_real`, that of "
+            "other real images.\n"
+            if quality.distance is not None
+            else ""
+        )
+        + "\n## Data and terms\n\nWrite into `terms` of the header, and here, where the images come from and under which terms.\n"
+        f"\n## Recipe\n\n{settings}\n"
+    )
+
+
+def _rounded(value: Any) -> Any:
+    return {k: _rounded(v) for k, v in value.items()} if isinstance(value, dict) else float(f"{value:.4g}")

@@ -1,0 +1,121 @@
+"""How good a prior is: errors of one denoising over the noise levels, and how near its samples come to real images.
+
+A *complex* image has two channels, its values lie around 0, and its estimates are not clipped; all others are in [0, 1].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from deepinv.models import Denoiser
+from torch import Tensor
+from torch.nn import functional as F
+
+from invdiff.priors.sampling import device_of, sample
+
+PSNR_LEVELS = (5, 15, 25, 50, 100)  # of 255
+RMSE_LEVELS = 7  # from sigma_min to sigma_max, evenly spaced in log sigma
+MEASURED = 64  # images denoised at most
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Measured on held-out images.
+
+    ``psnr``: noise level (of 255) to :func:`denoising_psnr`. ``rmse``: sigma to the root-mean-square error, unclipped.
+    ``spread``: what the latter tends to at high noise, where nothing is better than the mean (:func:`spread`). ``distance``
+    and ``distance_real``: :func:`sliced_wasserstein` from half of the real images to samples, and to the other half.
+    """
+
+    psnr: dict[int, float]
+    rmse: dict[float, float]
+    spread: float
+    distance: float | None = None
+    distance_real: float | None = None
+
+
+def evaluate(
+    prior: Denoiser, images: Sequence[Tensor], generated: int = 0, progress: Callable[[float], None] | None = None
+) -> Quality:
+    """Measure ``prior`` on held-out ``images`` (C, H, W), of which the :func:`measured` ones are denoised.
+
+    With ``generated`` > 0 as many samples are drawn, and at most half of the images, which are then of one size: even-numbered
+    images are one half of the real ones, odd-numbered ones the other.
+    """
+    some = measured(images)
+    low, high = math.log(prior.sigma_min), math.log(prior.sigma_max)
+    levels = torch.linspace(low, high, RMSE_LEVELS, dtype=torch.float64).exp().tolist()
+    psnr = {level: denoising_psnr(prior, some, level / 255) for level in PSNR_LEVELS}
+    rmse = {float(f"{s:.2g}"): denoising_rmse(prior, some, s) for s in levels}
+    n = min(generated, len(images) // 2)
+    if n == 0:
+        return Quality(psnr, rmse, spread(images))
+    real, other = torch.stack(list(images[0 : 2 * n : 2])), torch.stack(list(images[1 : 2 * n : 2]))
+    drawn = sample(prior, (n, *real.shape[1:]), progress=progress)  # type: ignore[arg-type]
+    return Quality(psnr, rmse, spread(images), sliced_wasserstein(drawn, real), sliced_wasserstein(other, real))
+
+
+def measured(images: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The images that are denoised: at most 64 of them, evenly spread."""
+    return images[:: math.ceil(len(images) / MEASURED)]
+
+
+def denoising_psnr(prior: Denoiser, images: Sequence[Tensor], sigma: float) -> float:
+    """Mean over images (C, H, W) of the PSNR (dB, peak 1) of ``prior(x0 + sigma n, sigma)``, clipped to [0, 1] unless complex.
+
+    Image ``i`` gets noise from seed ``i``.
+    """
+    values = []
+    for i, x0 in enumerate(images):
+        out = _denoised(prior, x0, sigma, i)
+        error = (out if len(x0) == 2 else out.clamp(0, 1)) - x0
+        values.append(-10 * math.log10(float(error.square().mean())))
+    return sum(values) / len(values)
+
+
+def denoising_rmse(prior: Denoiser, images: Sequence[Tensor], sigma: float) -> float:
+    """Root of the mean over images of the mean squared error of ``prior(x0 + sigma n, sigma)``; noise as for the PSNR."""
+    errors = [float((_denoised(prior, x0, sigma, i) - x0).square().mean()) for i, x0 in enumerate(images)]
+    return math.sqrt(sum(errors) / len(errors))
+
+
+def spread(images: Sequence[Tensor]) -> float:
+    """Root-mean-square distance of a pixel from its mean: over images of one size, else from the mean of all pixels."""
+    if len(images) > 1 and len({im.shape for im in images}) == 1:
+        return float(torch.stack(list(images)).var(0).mean().sqrt())
+    return float(torch.cat([im.flatten() for im in images]).std())
+
+
+def sliced_wasserstein(a: Tensor, b: Tensor) -> float:
+    """Distance between two sets of as many images (n, C, H, W), in the unit of the image; 0 for equal sets.
+
+    On images at full, half and quarter size the patches of 7x7 pixels, every 4th, are projected on 128 random directions
+    from seed 0; the distance is the root mean square over sizes and directions of the 2-Wasserstein distance of the
+    projections, which sorting gives. A direction ``d`` has ``|d|^2 = 1 / 49 C``, so that an offset of all pixels by ``c``
+    in one set changes the projections by ``c`` at most. Images have sides of 28 pixels or more. After Karras et al.
+    2018, "Progressive Growing of GANs", section 5 (there on a Laplacian pyramid).
+    """
+    if a.shape != b.shape or min(a.shape[2:]) < 28:
+        raise ValueError(
+            f"two sets of as many images, of one shape and 28 pixels or more, are compared: {a.shape}, {b.shape}"
+        )
+    directions = torch.randn(49 * a.shape[1], 128, generator=torch.Generator().manual_seed(0))
+    directions /= directions.square().sum(0, keepdim=True).sqrt() * math.sqrt(len(directions))
+    squares = []
+    for scale in (1, 2, 4):
+        p, q = (
+            (F.unfold(F.avg_pool2d(x, scale), 7, stride=4).transpose(1, 2).flatten(0, 1) @ directions).sort(0)[0]
+            for x in (a, b)
+        )
+        squares.append((p - q).square().mean())
+    return float(torch.stack(squares).mean().sqrt())
+
+
+def _denoised(prior: Denoiser, x0: Tensor, sigma: float, seed: int) -> Tensor:
+    """``prior(x0 + sigma n, sigma)`` of one image (C, H, W), on the prior's device and back."""
+    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        return prior((x0 + sigma * noise)[None].to(device_of(prior)), sigma)[0].to(x0.device)

@@ -1,0 +1,94 @@
+"""Drawing from a prior, without any measurement, and laying the images out on a sheet."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import chain
+
+import numpy as np
+import torch
+from deepinv.models import Denoiser
+from torch import Tensor
+from torch.nn import functional as F
+
+from invdiff.samplers import DPMSolver2M, Estimate, Sampler, ladder, reverse
+
+SAMPLER = DPMSolver2M()
+TOGETHER = 2**18  # pixels computed at a time
+
+
+def sample(
+    prior: Denoiser,
+    shape: tuple[int, int, int, int],
+    *,
+    seed: int = 0,
+    steps: int = 40,
+    sampler: Sampler = SAMPLER,
+    progress: Callable[[float], None] | None = None,
+) -> Tensor:
+    """Draw images of ``shape`` (n, C, H, W) from ``prior``.
+
+    The reverse process runs from ``mean + sqrt(sigma_max^2 + std^2) z`` down ``steps`` levels evenly spaced in log sigma, to
+    ``prior.sigma_min``, and then to 0. Image ``i`` depends on (seed, i) alone, however many are drawn and on whatever device;
+    to rounding. ``progress(share)`` is called after every level.
+
+    :param prior: with ``mean``, ``std``, ``sigma_min`` and ``sigma_max``; ``priors.as_prior`` adds them to any denoiser.
+    :raises ValueError: the shape is not four positive numbers, or ``steps`` is under 1.
+    """
+    if len(shape) != 4 or min(shape) < 1:
+        raise ValueError(f"shape is (n, C, H, W), four positive numbers, got {tuple(shape)}")
+    device = device_of(prior)
+    levels = ladder(steps, float(prior.sigma_max), float(prior.sigma_min))
+    mean = torch.as_tensor(prior.mean, dtype=torch.float32, device=device)
+    width = math.sqrt(float(prior.sigma_max) ** 2 + float(prior.std) ** 2)
+    chunk = max(1, TOGETHER // (shape[2] * shape[3]))
+    parts, done = [], 0
+
+    def denoise(x: Tensor, s: float) -> Estimate:
+        x0 = prior(x, s)
+        return Estimate(x0, (x - x0) / s)
+
+    def tick() -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(done / (steps * math.ceil(shape[0] / chunk)))
+
+    for first in range(0, shape[0], chunk):
+        keys = [np.random.SeedSequence((seed, i)) for i in range(first, min(first + chunk, shape[0]))]
+        generators = [torch.Generator().manual_seed(int(key.generate_state(1)[0])) for key in keys]
+
+        def randn(generators: list[torch.Generator] = generators) -> Tensor:
+            return torch.stack([torch.randn(shape[1:], generator=g) for g in generators]).to(device)
+
+        memory: dict[str, Tensor] = {}
+        with torch.no_grad():
+            x = reverse(
+                lambda x, s, t, randn=randn, memory=memory: sampler.step(denoise, x, s, t, randn, memory),  # type: ignore[misc]
+                mean + width * randn(),
+                levels,
+                tick,
+            )
+        parts.append(x.cpu())
+    return torch.cat(parts)
+
+
+def device_of(prior: Denoiser) -> torch.device:
+    """The device of a prior's parameters and buffers; the CPU for one without."""
+    return next((p.device for p in chain(prior.parameters(), prior.buffers())), torch.device("cpu"))
+
+
+def shown(images: Tensor) -> Tensor:
+    """Images (B, C, H, W) as one looks at them: of complex ones (C = 2) the magnitude, clipped to [0, 1]."""
+    return (torch.linalg.vector_norm(images, dim=1, keepdim=True) if images.shape[1] == 2 else images).clamp(0, 1)
+
+
+def sheet(images: Tensor, columns: int | None = None) -> Tensor:
+    """Images (B, C, H, W) in rows, on white, as one picture (1, C, H', W'); by default about as many rows as columns."""
+    columns = columns or math.ceil(math.sqrt(len(images)))
+    tiles = F.pad(shown(images), (2, 2, 2, 2), value=1.0)
+    rows = math.ceil(len(tiles) / columns)
+    blank = torch.ones(rows * columns - len(tiles), *tiles.shape[1:])
+    grid = torch.cat([tiles, blank]).view(rows, columns, *tiles.shape[1:]).permute(2, 0, 3, 1, 4)
+    return grid.reshape(1, grid.shape[0], grid.shape[1] * grid.shape[2], -1)
