@@ -56,7 +56,7 @@ def data_for(recipe: Recipe, folder: Path) -> Path | None:
 # Recipes that ship
 
 
-@pytest.mark.parametrize("name", ["natural", "mnist", "phantom", "chest-ct", "brain-mri"])
+@pytest.mark.parametrize("name", ["natural", "natural-further", "mnist", "phantom", "chest-ct", "brain-mri"])
 def test_recipes_that_ship_make_batches(name: str, tmp_path: Path) -> None:
     recipe = replace(Recipe.load(name), batch=8)
     assert recipe.name == name and recipe.about

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from deepinv.physics import DecomposablePhysics, Denoising, LinearPhysics, Physics
+from deepinv.physics import DecomposablePhysics, Denoising, Downsampling, LinearPhysics, Physics
 from torch import Tensor
 
 from invdiff import operators
@@ -50,7 +50,10 @@ def choose(A: Physics, noise: operators.Noise, samples: int | None) -> tuple[Str
         return Tweedie(), 1, "only noise to remove: the prior's estimate is the posterior mean (ask for samples to get a spread)"
     if isinstance(A, DecomposablePhysics) and isinstance(A.mask, Tensor) and _selects(A.mask):
         reason = "the operator keeps some numbers and drops the others: gradients carry what is known to what is not"
-        return DPS(steps=30, sampler=Renoise(eta=1.0)), count, reason
+        return DPS(steps=30, sampler=Renoise(eta=1.0), weight=1.4), count, reason
+    if isinstance(A, (Downsampling, operators.Downsampling)):
+        reason = "the operator keeps what is coarse almost unchanged: proximal steps that trust the measurement"
+        return DiffPIR(weight=0.05), count, reason
     return DiffPIR(), count, "linear operator, Gaussian noise: proximal steps need no gradient through the prior"
 
 
