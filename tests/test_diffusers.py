@@ -22,8 +22,10 @@ diffusers = pytest.importorskip("diffusers")
 # Pixels
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
-@pytest.mark.parametrize("pipeline", ["DDPMPipeline", "DDIMPipeline"])
+@pytest.mark.parametrize(
+    ("pipeline", "prediction"),
+    [("DDPMPipeline", "epsilon"), ("DDPMPipeline", "sample"), ("DDIMPipeline", "v_prediction")],
+)
 def test_diffusers_pixels(pipeline: str, prediction: str, tmp_path: Path) -> None:
     variances = 2 if prediction == "epsilon" else 1
     net = unet(out_channels=3 * variances)
