@@ -44,7 +44,7 @@ def header(name_or_path: str | Path) -> dict[str, Any]:
 
 def describe(name: str) -> str:
     """A prior that ships, in four lines: what it knows; size, images and noise; quality; source and terms of its data."""
-    known, prior = header(name), registry.load(name)
+    known, prior = header(name), registry.load_network(name)
     config = prior.config
     parameters = sum(p.numel() for p in prior.parameters()) / 1e6
     megabytes = (registry.WEIGHTS / f"{name}.safetensors").stat().st_size / 1e6

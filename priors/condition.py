@@ -21,9 +21,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from deepinv.models import Denoiser
 from torch import Tensor, nn
 
-from invdiff.priors.wrap import Prior, as_prior
+from invdiff.priors.wrap import DEFAULTS, Prior, as_prior
 
 Condition = Any  # int, str, tensor, or a list of one of them
 Rows = Tensor | list[Any]  # one entry an image
@@ -58,6 +59,47 @@ def takes_condition(prior: Callable[..., Tensor]) -> bool:
     return "condition" in inspect.signature(prior.forward if isinstance(prior, nn.Module) else prior).parameters
 
 
+class Told(Denoiser):
+    """A prior that takes a condition, made of one whose network takes the same as keywords of its own: see :meth:`tell`."""
+
+    def __init__(self, prior: Any) -> None:
+        super().__init__()
+        self.prior = prior
+        for name in ("channels", *DEFAULTS):
+            setattr(self, name, getattr(prior, name))
+
+    def tell(self, condition: Rows | None, x: Tensor) -> dict[str, Tensor]:
+        """What the network is given for the images ``x``: tensors (B, ...) by keyword."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, sigma: Level, condition: Rows | None = None, **kwargs: Any) -> Tensor:
+        return self.prior(x, sigma, **{**self.tell(condition, x), **kwargs})
+
+
+class Labelled(Told):
+    """A class-conditional prior: ``condition`` holds labels (B,) from 0 to ``classes - 1``; ``label`` stands in for none.
+
+    The network is given them as ``class_labels``, (B,) or, ``one_hot``, (B, classes). ``ValueError`` for other labels, and for a
+    call without one.
+    """
+
+    def __init__(self, prior: Any, classes: int, label: int | None = None, one_hot: bool = False) -> None:
+        super().__init__(prior)
+        self.classes, self.label, self.one_hot = classes, label, one_hot
+
+    def tell(self, condition: Rows | None, x: Tensor) -> dict[str, Tensor]:
+        labels = self.label if condition is None else condition
+        rows: Rows = torch.tensor([-1]) if labels is None else per_image(labels, len(x))
+        whole = isinstance(rows, Tensor) and rows.dtype in (torch.int32, torch.int64) and rows.ndim == 1
+        if not isinstance(rows, Tensor) or not whole or not bool(((rows >= 0) & (rows < self.classes)).all()):
+            raise ValueError(
+                f"this prior is told a class, condition=0 to {self.classes - 1}, one for all or one an image, or label= when "
+                f"it is loaded; got {labels}"
+            )
+        rows = rows.to(x.device, torch.int64)
+        return {"class_labels": nn.functional.one_hot(rows, self.classes) if self.one_hot else rows}
+
+
 class ClassifierFree(Prior):
     """Classifier-free guidance: ``D = D_u + weight (D_c - D_u)``, of a prior with (c) and without (u) its condition.
 
@@ -65,7 +107,8 @@ class ClassifierFree(Prior):
     data are: what is sampled is then no longer a posterior, and its spread is too small. It is a number, or
     a function of the noise level (a float, or a tensor (B,)), such as one that guides at some levels only, or
     :func:`cfg_plus_plus`. ``null`` is the condition that stands for none, such as a negative prompt or the label of "no
-    class"; ``None`` calls the prior without one. Two evaluations a call, and counted as two.
+    class"; ``None`` calls the prior without one. A latent prior is guided where its latents are:
+    ``latent.denoiser = ClassifierFree(latent.denoiser, weight)``. Two evaluations a call, and counted as two.
 
     ``TypeError`` for a prior that takes no condition; ``ValueError`` when called without one.
 
@@ -75,7 +118,10 @@ class ClassifierFree(Prior):
     def __init__(self, prior: Any, weight: float | Callable[[Level], Level], null: Condition = None) -> None:
         super().__init__(as_prior(prior))
         if not takes_condition(self.denoiser):
-            raise TypeError(f"guidance needs a prior called as prior(x, sigma, condition=...), got {_name(prior)}")
+            raise TypeError(
+                f"guidance needs a prior called as prior(x, sigma, condition=...), got {_name(prior)}; of a LatentPrior, give "
+                "its .denoiser"
+            )
         self.weight, self.null = weight, null
         self.evaluations *= 2
 

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from deepinv.models import Denoiser
 from deepinv.models import diffunet as layers
 from torch import Tensor, nn
 
+from invdiff.priors.condition import Labelled
 from invdiff.priors.schedule import Schedule, ScheduledPrior
 from invdiff.priors.weights_io import check_label, fill, read_state_dict
 
@@ -23,6 +25,7 @@ TIMESTEPS = 1000
 class ADM(nn.Module):
     """The U-Net that ``state`` belongs to, not yet filled: ``net(x_t, t)`` with ``t`` (B,), whole or fractional.
 
+    One with ``classes`` is called as ``net(x_t, t, class_labels)`` with labels (B,).
     Tensors are named as in guided diffusion. Attention has ``heads`` heads, or else heads of ``head_channels`` channels.
     ``KeyError``, ``IndexError`` or ``AssertionError`` if ``state`` is of something else.
     """
@@ -57,6 +60,9 @@ class ADM(nn.Module):
         self.channels = descent[0][0]["weight"].shape[1]
 
         self.time_embed = nn.Sequential(nn.Linear(self.time_width, width), nn.SiLU(), nn.Linear(width, width))
+        self.classes = len(state.get("label_emb.weight", ()))
+        if self.classes:
+            self.label_emb = nn.Embedding(self.classes, width)
         self.input_blocks = nn.ModuleList(
             layers.TimestepEmbedSequential(*(layer(w, down=i > 0 and i % period == 0) for w in block))
             for i, block in enumerate(descent)
@@ -69,8 +75,10 @@ class ADM(nn.Module):
         outs, ins = state["out.2.weight"].shape[:2]
         self.out = nn.Sequential(layers.normalization(ins), nn.SiLU(), nn.Conv2d(ins, outs, 3, padding=1))
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, class_labels: Tensor | None = None) -> Tensor:
         emb = self.time_embed(layers.timestep_embedding(t, self.time_width).to(x.dtype))
+        if class_labels is not None:
+            emb = emb + self.label_emb(class_labels)
         skips = []
         for block in self.input_blocks:
             x = block(x, emb)
@@ -89,30 +97,28 @@ def load(
     head_channels: int = 64,
     heads: int | None = None,
     new_attention_order: bool = False,
-) -> ScheduledPrior:
+) -> Denoiser:
     """A prior from a guided-diffusion file, ``.pt`` or ``.safetensors``: DPS's ``ffhq_10m.pt``, ``imagenet256.pt`` and others.
 
-    ``noise`` is the schedule of 1000 steps: ``linear``, or ``cosine`` (OpenAI's 64x64 network). ``label`` is the class for a
-    network conditioned on one. The shape of attention is not in the file: ``head_channels`` (64 in all but OpenAI's 128x128
-    network, which has ``heads=4``) and ``new_attention_order`` (OpenAI's 64x64 network). ``ValueError`` for files and
-    options that do not fit.
+    ``noise`` is the schedule of 1000 steps: ``linear``, or ``cosine`` (OpenAI's 64x64 network). A network conditioned on
+    classes takes labels as its ``condition``, and ``label`` where there is none. The shape of attention is not in the
+    file: ``head_channels`` (64 in all but OpenAI's 128x128 network, which has ``heads=4``) and ``new_attention_order``
+    (OpenAI's 64x64 network). ``ValueError`` for files and options that do not fit.
     """
     if noise not in BETAS:
         raise ValueError(f"the noise schedule of guided diffusion is {' or '.join(BETAS)}, got {noise!r}")
     # deepinv's DiffUNet, which has the same names, saves the tables of its schedule too
     state = {name: tensor for name, tensor in read_state_dict(file).items() if "alphas_cumprod" not in name}
-    classes = state.pop("label_emb.weight", None)
-    check_label(label, len(classes) if classes is not None else 0, file)
-    if classes is not None:  # a class adds its vector to the embedded time: for one that stays the same, a bias
-        state["time_embed.2.bias"] = state["time_embed.2.bias"] + classes[label]
     try:
         net = ADM(state, head_channels, heads, new_attention_order)
     except (KeyError, IndexError, ValueError, AssertionError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else error or type(error).__name__
         raise ValueError(f"{file} holds no U-Net of guided diffusion: {reason}") from error
+    check_label(label, net.classes, file)
     fill(net, state, file)
     schedule = Schedule.discrete(np.cumprod(1 - BETAS[noise]), "epsilon")
-    return ScheduledPrior(net, schedule, net.channels, net.multiple)
+    prior = ScheduledPrior(net, schedule, net.channels, net.multiple)
+    return Labelled(prior, net.classes, label) if net.classes else prior
 
 
 def _cosine() -> np.ndarray:

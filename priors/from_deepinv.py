@@ -9,6 +9,7 @@ import torch
 from deepinv.models import ADMUNet, Denoiser, DRUNet, NCSNpp
 
 from invdiff.priors import from_adm
+from invdiff.priors.condition import Labelled
 from invdiff.priors.from_modules import KarrasPrior
 from invdiff.priors.weights_io import check_label, fill, read_state_dict
 
@@ -42,8 +43,8 @@ NETWORKS = {
 def load(name: str, *, label: int | None = None, **options: Any) -> Denoiser:
     """A prior from ``NAME`` (weights downloaded once, to torch's cache) or ``NAME:FILE`` (your own weights).
 
-    ``label`` is the class (0 to 999) that ``adm`` is told. ``options`` are those of deepinv's class, for files of another
-    shape: ``load("drunet:gray.pth", in_channels=1, out_channels=1)``. The DiffUNets are read as ADM files
+    ``adm`` takes labels (0 to 999) as its ``condition``, and ``label`` where there is none. ``options`` are those of
+    deepinv's class, for files of another shape: ``load("drunet:gray.pth", in_channels=1, out_channels=1)``. The DiffUNets are read as ADM files
     (:mod:`invdiff.priors.from_adm`, whose options they take): deepinv's own call rounds the noise level to one of 1000 and
     clips the image, this one does neither. ``ValueError`` for unknown names and files that do not fit,
     ``ConnectionError`` if the weights cannot be downloaded.
@@ -59,13 +60,11 @@ def load(name: str, *, label: int | None = None, **options: Any) -> Denoiser:
     options = {"in_channels": 3, **network.options, **options}
     net = network.cls(pretrained=None, **options)
     fill(net, state, source)
-    classes = getattr(net, "map_label", None)
-    check_label(label, classes.in_features if classes is not None else 0, source)
-    if classes is not None:  # a class adds its vector to the embedded time: for one that stays the same, a bias
-        net.map_layer1.bias.data += classes.weight.data[:, label]
-        net.map_label = None
+    classes = getattr(getattr(net, "map_label", None), "in_features", 0)
+    check_label(label, classes, source)
     multiple = 1 if network.cls is DRUNet else 8  # DRUNet pads by itself
-    return KarrasPrior(net, (0.0, 1.0), network.sigmas, channels=options["in_channels"], multiple=multiple)
+    prior = KarrasPrior(net, (0.0, 1.0), network.sigmas, channels=options["in_channels"], multiple=multiple)
+    return Labelled(prior, classes, label, one_hot=True) if classes else prior
 
 
 def _download(name: str) -> Path:

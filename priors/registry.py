@@ -9,6 +9,7 @@ from typing import Any
 
 from deepinv.models import Denoiser
 
+from invdiff.priors.latent import LatentPrior
 from invdiff.priors.network import DenoisingUNet
 from invdiff.priors.weights_io import load_weights
 
@@ -28,7 +29,7 @@ def card(name: str) -> str:
     return (WEIGHTS / f"{name}.md").read_text(encoding="utf-8")
 
 
-def load(name_or_path: str | Path, **options: Any) -> Denoiser:
+def load(name_or_path: str | Path, **options: Any) -> Denoiser | LatentPrior:
     """Load a prior: one that ships, one trained by ``invdiff train``, or a published checkpoint of another project.
 
     ``natural``, ``FILE.safetensors``
@@ -36,7 +37,8 @@ def load(name_or_path: str | Path, **options: Any) -> Denoiser:
     ``deepinv:NAME``, ``deepinv:NAME:FILE``
         A network of deepinv with the weights it publishes, or with yours (:func:`invdiff.priors.from_deepinv.load`).
     ``diffusers:NAME_OR_FOLDER``
-        A pipeline of Hugging Face diffusers, in pixels or latents (:func:`invdiff.priors.from_diffusers.load`).
+        A pipeline of Hugging Face diffusers, in pixels or, as a ``LatentPrior``, in latents
+        (:func:`invdiff.priors.from_diffusers.load`).
     ``adm:FILE``
         Weights of OpenAI's guided diffusion, as DPS uses them (:func:`invdiff.priors.from_adm.load`).
 
@@ -46,7 +48,7 @@ def load(name_or_path: str | Path, **options: Any) -> Denoiser:
     """
     source, _, name = str(name_or_path).partition(":")
     if name and source in SOURCES:
-        prior: Denoiser = import_module(f"invdiff.priors.from_{source}").load(name, **options)
+        prior: Denoiser | LatentPrior = import_module(f"invdiff.priors.from_{source}").load(name, **options)
         return prior.eval().requires_grad_(False)
     if options:
         raise TypeError(f"{name_or_path} takes no options, got {', '.join(options)}")

@@ -99,8 +99,8 @@ def fill(net: nn.Module, state: dict[str, Tensor], source: str | Path) -> None:
 
 
 def check_label(label: int | None, classes: int, source: str | Path) -> None:
-    """``ValueError`` unless ``label`` is one of the ``classes`` of a network, or None where it has none."""
-    if label not in (range(classes) if classes else (None,)):
+    """``ValueError`` unless ``label`` is None or one of the ``classes`` of a network."""
+    if label is not None and label not in range(classes):
         allowed = f"is told a class: give label=0 to {classes - 1}" if classes else "takes no label"
         raise ValueError(f"{source}: this network {allowed}; got label={label}")
 
