@@ -22,6 +22,11 @@ diffusers = pytest.importorskip("diffusers")
 # Pixels
 
 
+@pytest.fixture(autouse=True)
+def same_weights_every_time() -> None:
+    torch.manual_seed(0)
+
+
 @pytest.mark.parametrize(
     ("pipeline", "prediction"),
     [("DDPMPipeline", "epsilon"), ("DDPMPipeline", "sample"), ("DDIMPipeline", "v_prediction")],
