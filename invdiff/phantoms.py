@@ -65,6 +65,7 @@ def draw(ellipses: Tensor, size: int, top: int = 0, left: int = 0, side: int | N
     # The outline is f = 1, f = sqrt(u^2 + v^2); (f - 1) / |grad f| is the distance from it, in units of the square.
     f = torch.hypot(u, v)
     distance = (f - 1) * f / torch.hypot(u / a, v / b).clamp(min=1e-12)
+    distance = torch.where(f > 0, distance, -torch.minimum(a, b))  # the centre itself is that far inside
     share = (0.5 - distance * size / 2).clamp(0, 1)
     return (value * share).sum(0, keepdim=True).clamp(0, 1).float()
 

@@ -22,7 +22,8 @@ class RowNoise:
 
     So a row is the same alone, in a batch, in chunks, and however many samples are asked for. An odd sample gets the
     numbers of the one before with their signs turned: each alone is as random as any other, but in the mean of such an
-    *antithetic pair* all that is odd in the noise cancels, so that the mean of few samples is nearer to that of many.
+    *antithetic pair* all that is odd in the noise cancels, so that where
+    most of the variation is odd, as measured on photographs, the mean of few samples is nearer to that of many.
 
     Source: Hammersley & Morton 1956, "A new Monte Carlo technique: antithetic variates".
     """
@@ -89,12 +90,13 @@ class Problem:
 
     @property
     def sigma_y(self) -> Tensor:
-        """Noise level, shape (rows, 1, 1, 1) or (1, 1, 1, 1), never under ``1e-3`` of the prior's spread.
+        """Noise level, shape (rows, 1, 1, 1) or (1, 1, 1, 1), never under ``1e-3`` of the images' spread.
 
         A noise of exactly zero would ask for infinite weights; the floor is far under what float32 sampling resolves.
         """
         level = torch.as_tensor(self.noise.sigma, dtype=self.y.dtype, device=self.y.device)
-        return level.reshape(-1, *[1] * len(self.randn.shape)).clamp(min=1e-3 * self.prior.std)
+        spread = self.A.std if isinstance(self.A, Decoded) else self.prior.std
+        return level.reshape(-1, *[1] * len(self.randn.shape)).clamp(min=1e-3 * spread)
 
     @property
     def size(self) -> Tensor:
@@ -103,8 +105,8 @@ class Problem:
         Shape (rows, 1, 1, 1).
         """
         if "size" not in self.cache:
-            seen = self.A.inner if isinstance(self.A, Decoded) else self.A
-            measured = self._probe() != 0 if isinstance(seen, LinearPhysics) else torch.ones_like(self.y)
+            A = self.A.inner if isinstance(self.A, Decoded) else self.A  # what it drops is known without a decoder
+            measured = self._probe(A) != 0 if isinstance(A, LinearPhysics) else torch.ones_like(self.y)
             self.cache["size"] = per_row(measured.to(self.y.dtype), self.sigma_y.ndim).clamp(min=1)
         return self.cache["size"]
 
@@ -112,17 +114,18 @@ class Problem:
     def gain(self) -> Tensor:
         """Mean square of a measured number when the image is white unit noise, a row. Shape (rows, 1, 1, 1)."""
         if "gain" not in self.cache:
-            self.cache["gain"] = per_row(self._probe().square(), self.sigma_y.ndim) / self.size
+            self.cache["gain"] = per_row(self._probe(self.A).square(), self.sigma_y.ndim) / self.size
         return self.cache["gain"]
 
-    def _probe(self) -> Tensor:
+    def _probe(self, A: Physics) -> Tensor:
         """``A`` of one fixed image of white noise, the same for every row."""
-        u = torch.randn(self.randn.shape, generator=torch.Generator().manual_seed(0), dtype=self.y.dtype)
-        return self.A.A(u.to(self.y.device).expand(len(self.y), *self.randn.shape))
+        shape = A.A_adjoint(self.y).shape[1:] if isinstance(A, LinearPhysics) else self.randn.shape
+        u = torch.randn(tuple(shape), generator=torch.Generator().manual_seed(0), dtype=self.y.dtype)
+        return A.A(u.to(self.y.device).expand(len(self.y), *shape))
 
     def levels(self, sigma_max: float | None, sigma_min: float | None) -> tuple[float, float]:
         """Ends of the ladder in units of the image; ``None`` chooses them from the prior and the noise."""
-        high = 4 * self.prior.std if sigma_max is None else sigma_max
+        high = min(4 * self.prior.std, self.prior.sigma_max) if sigma_max is None else sigma_max
         low = float(self.sigma_y.min()) * 0.3
         low = min(max(low, 0.02 * self.prior.std), 0.08 * self.prior.std) if sigma_min is None else sigma_min
         return high, max(low, self.prior.sigma_min)

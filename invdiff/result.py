@@ -80,16 +80,19 @@ class Result:
             temporary.unlink(missing_ok=True)
 
     def plot(self, image: int = 0) -> Any:
-        """A matplotlib figure of one image: estimate, uncertainty, and up to four samples."""
+        """A matplotlib figure of one image: estimate, uncertainty, and up to four samples; of a volume its middle slice."""
         from matplotlib.figure import Figure
 
+        def middle(t: Tensor) -> Tensor:
+            return t[:, t.shape[1] // 2] if t.ndim == 4 else t
+
         def show(t: Tensor) -> Any:
-            t = t.detach().float().cpu()
+            t = middle(t).detach().float().cpu()
             if len(t) == 2:  # complex: magnitude
                 t = t.square().sum(0, keepdim=True).sqrt()
             return t.permute(1, 2, 0).clamp(0, 1).squeeze(-1).numpy()
 
-        panels = [("estimate", show(self.x[image])), ("standard deviation", self.std[image].mean(0).cpu().numpy())]
+        panels = [("estimate", show(self.x[image])), ("standard deviation", middle(self.std[image]).mean(0).cpu().numpy())]
         panels += [(f"sample {k}", show(s[image])) for k, s in enumerate(self.samples[:4])]
         figure = Figure(figsize=(3 * len(panels), 3.2), layout="constrained")
         axes = figure.subplots(1, len(panels))

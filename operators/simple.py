@@ -118,6 +118,8 @@ class Decoded(Nonlinear):
         img_size: (c, h, w) of the latents.
     """
 
+    std = 0.25  # of the images, in [0, 1]
+
     def __init__(self, A: dinv.Physics, decode: Callable[[Tensor], Tensor], img_size: tuple[int, ...]) -> None:
         super().__init__(noise_model=A.noise_model)
         self.inner, self.decode, self.img_size = A, decode, tuple(img_size)

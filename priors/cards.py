@@ -23,11 +23,14 @@ NOT_STATED = "not stated"
 
 
 def header(name_or_path: str | Path) -> dict[str, Any]:
-    """The header of the card of a prior that ships, or of the card beside a weights file; empty if there is none.
+    """The header of the card of a prior that ships, or of the card beside a weights file; empty if there is none, as for
+    checkpoints of other projects.
 
     ``ValueError`` for a name that does not ship, and for a header that is not YAML.
     """
     path = Path(name_or_path)
+    if str(name_or_path).partition(":")[0] in registry.SOURCES:
+        return {}
     if path.suffix != ".safetensors":
         text = registry.card(str(name_or_path))
     else:

@@ -18,12 +18,12 @@ class Product(Denoiser):
     At every level this is the denoiser of ``prod_i p_i(x; sigma)^w_i``, the product of the *diffused* densities, where that
     of ``prod_i p_i(x)^w_i``, diffused, would be right. The two agree
 
-    * at all levels, where the priors are Gaussians of one covariance and the weights sum to 1, and where the priors shape
-      different directions (of two, each leaves alone what the other denoises);
+    * at all levels, where the priors are Gaussians of one covariance and the weights sum to 1, and, with weights of 1, where the
+      priors shape different directions (of two, each leaves alone what the other denoises);
     * in general as sigma goes to 0 only: for Gaussians the difference of the denoisers falls as ``sigma^4``.
 
     So a solver draws from something near the product. With weights that sum to more than 1 its spread is too small and,
-    at few steps, the reverse process can overshoot; weights that sum to 1 are safe (a weighted geometric mean of
+    at few steps, the reverse process can overshoot; weights that sum to 1, none negative, are safe (a weighted geometric mean of
     densities). One evaluation of each prior a call. A composed prior takes no condition; fix those of its parts:
     ``lambda x, sigma: prior(x, sigma, condition=c)``.
 
@@ -52,7 +52,7 @@ class Product(Denoiser):
         self.weights = tuple(float(w) for w in weights)
         precisions = [w / part.std**2 for w, part in zip(self.weights, parts)]
         if not sum(precisions) > 0:
-            raise ValueError(f"weights {self.weights} leave no density: they have to sum to more than 0")
+            raise ValueError(f"weights {self.weights} leave no density: the sum of weight / std^2 has to be positive")
         self.mean = sum(a * torch.as_tensor(part.mean) for a, part in zip(precisions, parts)) / sum(precisions)
         self.std = sum(precisions) ** -0.5
         self.sigma_min = max(part.sigma_min for part in parts)

@@ -18,8 +18,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from itertools import pairwise
+from numbers import Integral
 from typing import Any
 
+import numpy as np
 import torch
 from deepinv.models import Denoiser
 from torch import Tensor, nn
@@ -33,10 +36,12 @@ Level = float | Tensor
 
 def per_image(condition: Condition, batch: int) -> Rows:
     """The condition of each of ``batch`` images: a tensor (batch, ...) or a list. ``ValueError`` if it is of another number."""
-    if isinstance(condition, (int, str)):
+    if isinstance(condition, (Integral, str)):
         condition = [condition]
-    if isinstance(condition, (list, tuple)) and all(isinstance(c, int) for c in condition):
-        condition = torch.tensor(condition)
+    if isinstance(condition, np.ndarray):
+        condition = torch.as_tensor(condition)
+    if isinstance(condition, (list, tuple)) and condition and all(isinstance(c, Integral) for c in condition):
+        condition = torch.tensor([int(c) for c in condition])
     listed = isinstance(condition, (list, tuple)) or (isinstance(condition, Tensor) and condition.ndim > 0)
     if not listed or len(condition) not in (1, batch):
         what = f"a tensor of shape {tuple(condition.shape)}" if isinstance(condition, Tensor) else repr(condition)
@@ -150,6 +155,8 @@ def cfg_plus_plus(strength: float, levels: Sequence[float]) -> Callable[[Level],
 
     Source: Chung et al. 2024, "CFG++: Manifold-constrained Classifier Free Guidance for Diffusion Models", algorithm 2.
     """
+    if not 0 <= strength <= 1 or not all(a > b >= 0 for a, b in pairwise(levels)):
+        raise ValueError(f"CFG++ takes a strength in [0, 1] and descending levels, got {strength} and {list(levels)}")
     here, following = (torch.tensor(part, dtype=torch.float64) for part in (levels[:-1], levels[1:]))
     weights = strength / (1 - following / here)
 

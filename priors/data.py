@@ -20,6 +20,7 @@ import struct
 import sys
 import zlib
 from collections.abc import Callable, Iterable
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -189,12 +190,19 @@ def load_data(recipe: Recipe, data: str | Path | None, held: str | Path | None) 
         if held is not None:
             raise ValueError(f"the recipe {recipe.name} draws its held-out images itself: leave out --held DIR")
         crops = Crops([], recipe)
-        return crops, [crops.draw(next(generators)) for _ in range(recipe.holdout)], "drawn with other seeds"
+        drawn = (crops.draw(g) for g in generators)
+        shown = (window for window in drawn if window.any())  # black ones, beside the body, would flatter the figures
+        return crops, list(islice(shown, recipe.holdout)), "drawn with other seeds"
     images = load_images(data, recipe, recipe.crop)
     if held is not None:
         train, tests, how = list(images.values()), list(load_images(held, recipe, 1).values()), "a folder of their own"
     else:
         train, tests, how = split(images, recipe)
+    if recipe.generated and (len({im.shape for im in tests}) > 1 or min(tests[0].shape[1:]) < 28):
+        raise ValueError(
+            "generated: samples are compared with held-out images of one size and at least 28 pixels a side; set generated: 0, "
+            "or hold out others"
+        )
     return Crops(train, recipe), [_finished(im, recipe.images, g) for im, g in zip(tests, generators)], how
 
 

@@ -72,7 +72,7 @@ def denoising_psnr(prior: Denoiser, images: Sequence[Tensor], sigma: float) -> f
     for i, x0 in enumerate(images):
         out = _denoised(prior, x0, sigma, i)
         error = (out if len(x0) == 2 else out.clamp(0, 1)) - x0
-        values.append(-10 * math.log10(float(error.square().mean())))
+        values.append(-10 * math.log10(max(float(error.square().mean()), 1e-12)))
     return sum(values) / len(values)
 
 

@@ -92,6 +92,8 @@ class Recipe:
         if self.channels not in KINDS[self.images]:
             allowed = " or ".join(map(str, KINDS[self.images]))
             raise ValueError(f"channels is {allowed} for images: {self.images}, got {self.channels}")
+        if self.gray_share and self.channels != 3:
+            raise ValueError(f"gray_share is of colour images, 3 channels; got {self.gray_share} with {self.channels}")
         if self.generated < 0:
             raise ValueError(f"generated is a number of images, 0 or more, got {self.generated}")
         try:

@@ -73,7 +73,8 @@ def train(
     ema = DenoisingUNet(recipe.network()).to(target).requires_grad_(False)
     ema.load_state_dict(net.state_dict())
     optimiser = torch.optim.AdamW(net.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
-    state = _Checkpoint(folder / "checkpoint.safetensors", recipe, net, ema, optimiser)
+    begun = f"--start {start}, --held {held}"
+    state = _Checkpoint(folder / "checkpoint.safetensors", recipe, begun, net, ema, optimiser)
     step, spent = state.load()
     origin = time.monotonic() - spent
     running = 0.0
@@ -137,9 +138,15 @@ class _Checkpoint:
     """Weights, average and Adam moments in one safetensors file, written beside and then renamed."""
 
     def __init__(
-        self, path: Path, recipe: Recipe, net: DenoisingUNet, ema: DenoisingUNet, optimiser: torch.optim.Optimizer
+        self,
+        path: Path,
+        recipe: Recipe,
+        begun: str,
+        net: DenoisingUNet,
+        ema: DenoisingUNet,
+        optimiser: torch.optim.Optimizer,
     ) -> None:
-        self.path, self.net, self.ema, self.optimiser = path, net, ema, optimiser
+        self.path, self.begun, self.net, self.ema, self.optimiser = path, begun, net, ema, optimiser
         self.recipe = _settings(recipe)
 
     def save(self, step: int, seconds: float) -> None:
@@ -150,7 +157,7 @@ class _Checkpoint:
         for name, p in self.net.named_parameters():
             tensors |= {f"{k}.{name}": v for k, v in self.optimiser.state[p].items() if isinstance(v, Tensor)}
         whole = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-        notes = {"step": str(step), "seconds": str(seconds), "recipe": self.recipe}
+        notes = {"step": str(step), "seconds": str(seconds), "recipe": self.recipe, "begun": self.begun}
         write_atomically(self.path, lambda p: save_file(whole, p, notes))
 
     def load(self) -> tuple[int, float]:
@@ -167,6 +174,10 @@ class _Checkpoint:
             ) from error
         if not _same_settings(meta.get("recipe"), self.recipe):
             raise ValueError(f"{self.path} comes from another recipe; give an empty --out folder")
+        if meta.get("begun", self.begun) != self.begun:
+            raise ValueError(
+                f"{self.path} was begun with {meta['begun']}, not with {self.begun}; give the same, or an empty --out folder"
+            )
         try:
             for prefix, module in (("net.", self.net), ("ema.", self.ema)):
                 module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})

@@ -122,7 +122,7 @@ def test_what_is_no_product_is_refused() -> None:
     for parts, weights in (([one], [1.0]), ([one, one], [1.0])):
         with pytest.raises(ValueError, match="two or more priors, each with a weight"):
             Product(parts, weights)
-    with pytest.raises(ValueError, match="sum to more than 0"):
+    with pytest.raises(ValueError, match="has to be positive"):
         Product([one, one], [1.0, -1.0])
     with pytest.raises(TypeError, match="takes no condition"):
         solve(randn(1, *SIZE), operators.Denoising(0.1), Product([one, one], [0.5, 0.5]), condition=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -196,3 +197,15 @@ def test_cfg_plus_plus_in_solve_needs_the_same_ladder() -> None:
     assert solve(y, A, guided, strategy, samples=1, condition=1).nfe == 12
     with pytest.raises(ValueError, match="levels of its ladder only, and .* is none"):
         solve(y, A, guided, strategy, samples=1, condition=1, steps=5)
+
+
+def test_ladders_and_strengths_that_make_no_cfg_plus_plus() -> None:
+    for strength, levels in ((7.5, [1.0, 0.5, 0.0]), (0.5, [1.0, 1.0, 0.0]), (0.5, [0.5, 1.0, 0.0])):
+        with pytest.raises(ValueError, match="descending levels"):
+            cfg_plus_plus(strength, levels)
+
+
+def test_labels_of_numpy() -> None:
+    assert per_image(np.int64(3), 2).tolist() == [3, 3]  # type: ignore[union-attr]
+    assert per_image(np.array([1, 2]), 2).tolist() == [1, 2]  # type: ignore[union-attr]
+    assert per_image([np.int64(1)] * 2, 2).tolist() == [1, 1]  # type: ignore[union-attr]

@@ -203,3 +203,16 @@ def test_reduced_images_stay_in_range() -> None:
         crops = Crops([image], replace(CT, scales=(0.5,)))
         x0 = crops.batch(0)[0]
         assert x0.shape[-1] == 16 and 0 <= float(x0.min()) and float(x0.max()) <= 1
+
+
+def test_samples_are_compared_with_images_of_one_size(tmp_path: Path) -> None:
+    for i, side in enumerate((100, 110, 120, 130)):
+        Image.fromarray(np.full((side, 100, 3), 99, np.uint8)).save(tmp_path / f"{i}.png")
+    recipe = replace(Recipe.load("natural"), generated=2, holdout=2)
+    with pytest.raises(ValueError, match="generated: samples are compared"):
+        load_data(recipe, tmp_path, None)
+
+
+def test_no_held_out_phantom_is_black() -> None:
+    _, held, _ = load_data(Recipe.load("phantom"), None, None)
+    assert len(held) == Recipe.load("phantom").holdout and all(bool(x.any()) for x in held)

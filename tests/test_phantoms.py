@@ -50,3 +50,7 @@ def test_wrong_tables_and_windows() -> None:
     for window in ((-1, 0, 8), (60, 0, 8), (0, 0, 65), (0, 0, 0)):
         with pytest.raises(ValueError, match="does not lie in a picture of 64x64"):
             draw(DISK, 64, *window)
+
+
+def test_the_centre_of_an_ellipse_is_inside() -> None:
+    assert float(shepp_logan(65)[0, 32, 32]) == pytest.approx(0.2, abs=1e-6)

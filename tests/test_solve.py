@@ -249,3 +249,21 @@ def test_citation() -> None:
     y, A = problem(1)
     assert "Denoising Diffusion Models for Plug-and-Play" in citation(run(y, A, "diffpir", samples=1))
     assert citation("dps").startswith("@inproceedings{chung2023dps")
+
+
+def test_no_level_above_the_range_of_the_prior() -> None:
+    levels = []
+
+    def denoiser(x: Tensor, sigma: float) -> Tensor:
+        levels.append(float(sigma))
+        return x / (1 + 16 * float(sigma) ** 2)
+
+    y, A = problem(1)
+    solve(y, A, priors.as_prior(denoiser, sigma_max=0.2), "diffpir", steps=4, samples=1)
+    assert max(levels) == pytest.approx(0.2)
+
+
+def test_a_volume_is_plotted() -> None:
+    volume = torch.rand(1, 1, 3, SIDE, SIDE, dtype=torch.float64)
+    result = solve(volume, operators.Denoising(noise=0.1), priors.as_prior(lambda x, s: x), "diffpir", steps=2)
+    assert len(result.plot().axes) == 6

@@ -57,6 +57,7 @@ BAD = {
     "{name: ''}": "name is the name of a file",
     "{name: a/b}": "name is the name of a file",
     "{name: r, holdout: 0}": "holdout must be positive",
+    "{name: r, channels: 1, gray_share: 0.5}": "gray_share is of colour images",
     "{name: r, channels: 2}": "channels is 1 or 3 for images: photographs, got 2",
     "{name: r, images: magnitude}": "channels is 2 for images: magnitude, got 3",
     "{name: r, images: films}": "images is one of photographs, digits",
@@ -196,3 +197,10 @@ def test_complex_images_are_trained_on_and_drawn(photos: Path, tmp_path: Path) -
     assert images.shape == (2, 2, 16, 16) and bool(images.isfinite().all())
     with Image.open(tmp_path / "run" / "sheet.png") as sheet:
         assert sheet.mode == "L"
+
+
+def test_a_run_goes_on_only_as_it_was_begun(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train(TINY, photos, out, held=photos, device="cpu")
+    with pytest.raises(ValueError, match="begun with --start None, --held"):
+        train(replace(TINY, steps=5), photos, out, device="cpu")
