@@ -23,7 +23,7 @@ from typer.core import TyperGroup
 from invdiff import __version__
 
 # What work can raise; RuntimeError is torch's, out of memory included.
-ERRORS = (ValueError, TypeError, LookupError, OSError, ArithmeticError, MemoryError, RuntimeError)
+ERRORS = (ValueError, TypeError, LookupError, OSError, ArithmeticError, ImportError, MemoryError, RuntimeError)
 
 
 def _one_line(error: Exception) -> str:

@@ -154,7 +154,7 @@ def write_image(path: str | Path, x: Tensor, meta: Meta | None = None, text: dic
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Let ``write`` fill a temporary file in the same folder, then rename it to ``path``."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name[:40]}.{os.getpid()}.tmp")  # a long name with more to it would be too long
     try:
         write(temporary)
         os.replace(temporary, path)

@@ -75,6 +75,8 @@ class Settings:
                 )
         if self.noise is not None and not (math.isfinite(self.noise) and self.noise >= 0):
             raise ValueError(f"--noise is a standard deviation, finite and not negative, got {self.noise}")
+        if self.noise is not None and self.noise > 1:
+            raise ValueError(f"--noise is in units of the picture, where white is 1: {self.noise:g} of 255 is {self.noise / 255:.3f}")
         if self.scale is not None and not 2 <= self.scale <= 16:
             raise ValueError(f"--scale is a whole number from 2 to 16, got {self.scale}")
         if self.seed < 0:

@@ -191,6 +191,8 @@ def _check_measurement(y: Tensor, A: Physics, prior: Any, law: Noise) -> Tensor:
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"y of shape {tuple(y.shape)} does not fit the operator {type(A).__name__}: {reason}") from error
+    if not isinstance(z, Tensor):
+        raise TypeError(f"A must return a tensor, got {type(z).__name__}")
     if z.shape != y.shape:
         raise ValueError(
             f"y has shape {tuple(y.shape)}, but the operator maps images of shape {tuple(u.shape[1:])} to {tuple(z.shape)}"

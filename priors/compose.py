@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,6 +51,8 @@ class Product(Denoiser):
         parts: list[Any] = [as_prior(prior) for prior in priors]
         self.parts = nn.ModuleList(parts)
         self.weights = tuple(float(w) for w in weights)
+        if not all(math.isfinite(w) for w in self.weights):
+            raise ValueError(f"weights are finite numbers, got {self.weights}")
         precisions = [w / part.std**2 for w, part in zip(self.weights, parts)]
         if not sum(precisions) > 0:
             raise ValueError(f"weights {self.weights} leave no density: the sum of weight / std^2 has to be positive")
@@ -57,6 +60,8 @@ class Product(Denoiser):
         self.std = sum(precisions) ** -0.5
         self.sigma_min = max(part.sigma_min for part in parts)
         self.sigma_max = min(part.sigma_max for part in parts)
+        if not self.sigma_min < self.sigma_max:
+            raise ValueError(f"the priors share no range of noise levels: from {self.sigma_min} to {self.sigma_max}")
         self.evaluations = sum(getattr(part, "evaluations", 1) for part in parts)
 
     def forward(self, x: Tensor, sigma: float | Tensor, **kwargs: Any) -> Tensor:

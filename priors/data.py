@@ -42,12 +42,13 @@ def from_hounsfield(hu: Tensor) -> Tensor:
     Air (-1000) is 0, water (0) is 0.5, and what is denser than 1000, cortical bone and metal, is 1. ``x`` is the linear
     attenuation divided by twice that of water, so the line integrals of ``x`` are what a scanner measures, up to a factor.
     """
+    hu = hu if hu.is_floating_point() else hu.float()  # in 16 bits the sum would wrap around
     return ((hu + 1000) / 2000).clamp(0, 1)
 
 
 def to_hounsfield(x: Tensor) -> Tensor:
     """Images of CT priors to Hounsfield units, ``2000 x - 1000``: the inverse of :func:`from_hounsfield`."""
-    return 2000 * x - 1000
+    return 2000 * (x if x.is_floating_point() else x.float()) - 1000
 
 
 def with_phase(magnitude: Tensor, generator: torch.Generator) -> Tensor:
@@ -217,6 +218,8 @@ class Crops:
         self.levels = [[_shrink(im, s) for im in images if min(im.shape[1:]) * s >= recipe.crop] for s in recipe.scales]
         self.levels = [level for level in self.levels if level]
         self.images = len(images)
+        if images and not self.levels:
+            raise ValueError(f"scales {list(recipe.scales)} leave no image of {recipe.crop} pixels a side; take larger ones")
 
     def draw(self, g: torch.Generator) -> Tensor:
         """A clean crop (C, S, S): of an image at one of the recipe's scales, or of a phantom of any size from S to 512."""

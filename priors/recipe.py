@@ -85,8 +85,8 @@ class Recipe:
             raise ValueError(f"recipe {name}: {error}") from None
 
     def __post_init__(self) -> None:
-        if not self.name or Path(self.name).name != self.name:
-            raise ValueError(f"name is the name of a file without its folder, got {self.name!r}")
+        if self.name in ("", ".", "..", "checkpoint") or Path(self.name).name != self.name:
+            raise ValueError(f"name is the name of a file without its folder, and not 'checkpoint', got {self.name!r}")
         if self.images not in KINDS:
             raise ValueError(f"images is one of {', '.join(KINDS)}, got {self.images!r}")
         if self.channels not in KINDS[self.images]:
@@ -94,6 +94,8 @@ class Recipe:
             raise ValueError(f"channels is {allowed} for images: {self.images}, got {self.channels}")
         if self.gray_share and self.channels != 3:
             raise ValueError(f"gray_share is of colour images, 3 channels; got {self.gray_share} with {self.channels}")
+        if self.generated and self.crop < 28:
+            raise ValueError(f"generated: samples of 28 pixels a side or more are compared, the crop is {self.crop}")
         if self.generated < 0:
             raise ValueError(f"generated is a number of images, 0 or more, got {self.generated}")
         try:
@@ -103,6 +105,17 @@ class Recipe:
         for key in ("blocks", "patch", "crop", "batch", "steps", "holdout", "std", "sigma_min", "learning_rate"):
             if not getattr(self, key) > 0:
                 raise ValueError(f"{key} must be positive, got {getattr(self, key)}")
+        for key in ("widths", "scales"):
+            if not all(value > 0 for value in getattr(self, key)):
+                raise ValueError(f"{key} must be positive, got {list(getattr(self, key))}")
+        for key in ("ema", "wide_share", "gray_share"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise ValueError(f"{key} lies in [0, 1], got {getattr(self, key)}")
+        if self.seed < 0 or not self.sigma_min < self.sigma_max:
+            raise ValueError(
+                "seed is 0 or more and sigma_min below sigma_max, "
+                f"got {self.seed}, {self.sigma_min} and {self.sigma_max}"
+            )
 
     def network(self) -> NetworkConfig:
         """The part of the recipe that shapes the network."""

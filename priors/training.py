@@ -12,6 +12,7 @@ resumed run sees the same data as an uninterrupted one.
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import math
 import sys
@@ -73,11 +74,12 @@ def train(
     ema = DenoisingUNet(recipe.network()).to(target).requires_grad_(False)
     ema.load_state_dict(net.state_dict())
     optimiser = torch.optim.AdamW(net.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
-    begun = f"--start {start}, --held {held}"
+    digest = hashlib.sha256(b"".join(x.numpy().tobytes() for x in tests)).hexdigest()[:8]
+    begun = f"--start {start}, --held {held} and held-out images {digest}"
     state = _Checkpoint(folder / "checkpoint.safetensors", recipe, begun, net, ema, optimiser)
     step, spent = state.load()
     origin = time.monotonic() - spent
-    running = 0.0
+    first, running = step, 0.0
     try:
         while True:
             elapsed = time.monotonic() - origin
@@ -105,7 +107,7 @@ def train(
             with torch.no_grad():
                 for e, p in zip(ema.parameters(), net.parameters()):
                     e.lerp_(p, 1 - decay)
-            running += (loss.item() - running) * max(0.01, 1 / step)
+            running += (loss.item() - running) * max(0.01, 1 / (step - first))
             if report and step % 20 == 0:
                 report(step, done, running)
             if step % checkpoint_every == 0:
@@ -176,7 +178,7 @@ class _Checkpoint:
             raise ValueError(f"{self.path} comes from another recipe; give an empty --out folder")
         if meta.get("begun", self.begun) != self.begun:
             raise ValueError(
-                f"{self.path} was begun with {meta['begun']}, not with {self.begun}; give the same, or an empty --out folder"
+                f"{self.path} was begun with {meta['begun']}, not with {self.begun}; give the same images and options, or an empty --out folder"
             )
         try:
             for prefix, module in (("net.", self.net), ("ema.", self.ema)):

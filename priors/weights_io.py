@@ -47,7 +47,7 @@ def load_weights(path: str | Path) -> DenoisingUNet:
         config: dict[str, Any] = json.loads(metadata["config"])
         config["widths"] = tuple(config["widths"])
         net = DenoisingUNet(NetworkConfig(**config))
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (LookupError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path}: its header does not describe a network ({error!r}); get the file again") from error
     try:
         net.load_state_dict(tensors)

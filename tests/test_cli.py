@@ -280,6 +280,7 @@ def test_each_picture_of_a_folder_takes_its_own_mask(folder: Path, weights: str)
 
 
 ERRORS: dict[str, tuple[list[str], str]] = {
+    "noise of 255": (["a.png", "o.png", "--task", "denoise", "--noise", "25"], "25 of 255 is 0.098"),
     "missing picture": (["none.png", "o.png", "--task", "denoise"], "no such file"),
     "empty input": (["", "o.png", "--task", "denoise"], "INPUT is empty"),
     "missing input folder": (["none", "out", "--task", "denoise"], "none: no such file or folder"),
@@ -438,3 +439,9 @@ def test_scores_are_the_textbook_ones() -> None:
     psnr, ssim = demo.scores(truth + 0.1, truth.clamp(0, 0.9))
     assert psnr == pytest.approx(-10 * float(((truth + 0.1).clamp(0, 1) - truth.clamp(0, 0.9)).square().mean().log10()))
     assert demo.scores(truth + 1e-9, truth)[1] == pytest.approx(1.0) and 0 < ssim < 1
+
+
+def test_a_missing_extra_is_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    result = invoke("restore", "a.png", "o.png", "--task", "denoise", "--prior", "diffusers:some/model")
+    assert result.exit_code == 2 and "invdiff[diffusers]" in result.stderr and result.stderr.count("\n") == 1

@@ -126,3 +126,11 @@ def test_what_is_no_product_is_refused() -> None:
         Product([one, one], [1.0, -1.0])
     with pytest.raises(TypeError, match="takes no condition"):
         solve(randn(1, *SIZE), operators.Denoising(0.1), Product([one, one], [0.5, 0.5]), condition=1)
+
+
+def test_priors_of_no_common_range() -> None:
+    low, high = (priors.as_prior(lambda x, s: x, sigma_min=a, sigma_max=b) for a, b in ((0.001, 0.1), (0.5, 1.0)))
+    with pytest.raises(ValueError, match="share no range"):
+        Product([low, high], [0.5, 0.5])
+    with pytest.raises(ValueError, match="finite"):
+        Product([low, low], [math.inf, 2])

@@ -216,3 +216,8 @@ def test_samples_are_compared_with_images_of_one_size(tmp_path: Path) -> None:
 def test_no_held_out_phantom_is_black() -> None:
     _, held, _ = load_data(Recipe.load("phantom"), None, None)
     assert len(held) == Recipe.load("phantom").holdout and all(bool(x.any()) for x in held)
+
+
+def test_hounsfield_units_in_16_bits() -> None:
+    metal = torch.tensor([32767, 1000, -1000], dtype=torch.int16)
+    assert from_hounsfield(metal).tolist() == [1.0, 1.0, 0.0]

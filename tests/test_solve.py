@@ -86,7 +86,7 @@ def test_same_seed_same_sample_with_the_network_that_ships(name: str) -> None:
 
 @pytest.mark.parametrize("strategy", [PiGDM(steps=6), DiffPIR(steps=6, calibrated=False), DDRM(steps=6)])
 def test_the_noise_cancels_in_the_mean_of_a_pair(strategy: solvers.Strategy) -> None:
-    """All of these are affine in the noise for a Gaussian prior: the mean of a pair is theirs, whatever the seed."""
+    """Affine in the noise for a Gaussian prior, where no step is cut: the mean of a pair is theirs, whatever the seed."""
     y, A = problem(1)
     a, b = (solve(y, A, prior(), strategy, samples=2, seed=seed) for seed in (0, 1))
     assert float((a.x - b.x).abs().max()) < 1e-10

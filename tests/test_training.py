@@ -58,6 +58,14 @@ BAD = {
     "{name: a/b}": "name is the name of a file",
     "{name: r, holdout: 0}": "holdout must be positive",
     "{name: r, channels: 1, gray_share: 0.5}": "gray_share is of colour images",
+    "{name: checkpoint}": "not 'checkpoint'",
+    "{name: ..}": "name is the name of a file",
+    "{name: r, sigma_max: 0.001}": "sigma_min below sigma_max",
+    "{name: r, seed: -1}": "seed is 0 or more",
+    "{name: r, ema: -5}": "ema lies in [0, 1]",
+    "{name: r, wide_share: 7}": "wide_share lies in [0, 1]",
+    "{name: r, widths: [-8]}": "widths must be positive",
+    "{name: r, generated: 2, crop: 16}": "28 pixels a side",
     "{name: r, channels: 2}": "channels is 1 or 3 for images: photographs, got 2",
     "{name: r, images: magnitude}": "channels is 2 for images: magnitude, got 3",
     "{name: r, images: films}": "images is one of photographs, digits",
@@ -204,3 +212,17 @@ def test_a_run_goes_on_only_as_it_was_begun(photos: Path, tmp_path: Path) -> Non
     train(TINY, photos, out, held=photos, device="cpu")
     with pytest.raises(ValueError, match="begun with --start None, --held"):
         train(replace(TINY, steps=5), photos, out, device="cpu")
+
+
+def test_other_held_out_images_are_another_run(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train(TINY, photos, out, device="cpu")
+    (photos / "0.png").rename(photos / "9.png")  # another image comes first, and is held out
+    with pytest.raises(ValueError, match="give the same images and options"):
+        train(replace(TINY, steps=5), photos, out, device="cpu")
+
+
+def test_scales_that_leave_no_image(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="leave no image of 16 pixels"):
+        train(replace(TINY, scales=(0.1,)), photos, tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
