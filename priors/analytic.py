@@ -285,7 +285,8 @@ def _mixture_draw(weights: Tensor, parts: list[tuple[Tensor, Covariance]], unifo
     chosen = torch.searchsorted(edges, uniform * edges[-1], right=True)
     x = torch.empty_like(white)
     for k, (mu, covariance) in enumerate(parts):
-        x[chosen == k] = mu + covariance.sqrt(white[chosen == k])
+        if bool((chosen == k).any()):  # some FFTs refuse an empty batch
+            x[chosen == k] = mu + covariance.sqrt(white[chosen == k])
     return x
 
 
