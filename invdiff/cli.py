@@ -190,9 +190,18 @@ def demo(
     """
     from invdiff.demo import run
 
+    said = ""
     with _bar() as bar:
         line = bar.add_task("demo", total=1.0)
-        path, table = run(out, images, prior, lambda done, what: bar.update(line, completed=done, description=what))
+
+        def report(done: float, what: str) -> None:
+            nonlocal said
+            bar.update(line, completed=done, description=what)
+            if bar.disable and what != said:  # no terminal, no bar: one line for each piece of work
+                typer.echo(what, err=True)
+            said = what
+
+        path, table = run(out, images, prior, report)
     Console().print(table)
     typer.echo(f"sheet: {path}")
 
