@@ -138,7 +138,7 @@ astronaut, coffee and chelsea at 128x128, with still earlier weights; DiffPIR's 
 Scores are PSNR in dB / SSIM, means over the photographs. *one sample*: the first. *mean of samples*: `result.x`. A mean has the
 smaller squared error (up to 3 dB), a sample looks sharper. *error / spread*: root mean square error of the mean over the root mean
 square of `result.std`. An exact sampler has 1 to `sqrt(1 + 2 / samples)`, the less the better its pairs of samples cancel; more is too
-sure. *evaluations* of the network are those of one sample. *seconds* are of one CPU thread that was not alone on its machine; only their ratios mean something.
+sure. *evaluations* of the network are those of one sample. *seconds* are of one CPU thread on a busy machine: compare evaluations, not seconds (`benchmarks/overhead.py`).
 """
 
 
