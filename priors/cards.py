@@ -2,7 +2,7 @@
 
     about: what the prior knows, in one line          terms: source of the training images, and their terms
     size: side of the images trained on, in pixels    held_out: how many images were held out, and how
-    psnr, rmse, spread, distance, distance_real: measured on the held-out images, see evaluation.Quality
+    psnr, rmse, spread, bias, distance, distance_real: measured on the held-out images, see evaluation.Quality
 
 Figures stand there alone, not again in the text.
 """
@@ -82,7 +82,8 @@ def write(recipe: Recipe, quality: Quality, held_out: str, trained: str) -> str:
         f"---\n{front}---\n\n# {recipe.name}\n\nA denoising U-Net trained by `invdiff train` {trained}. Noise range: "
         f"{recipe.sigma_min:g} to {recipe.sigma_max:g}, in units of the pixel range.\n\n"
         f"The header has what was measured on the held-out images. `psnr`: dB of one denoising by noise level, in 1/255. "
-        "`rmse`: error by noise level; the higher the level, the nearer it should come to `spread`, that of the mean.\n"
+        "`rmse`: error by noise level; the higher the level, the nearer it should come to `spread`, that of the mean. "
+        "`bias`: mean error at noise 0.01, in units of the noise; 0 is right.\n"
         + (
             "`distance`: sliced Wasserstein distance of samples from real images, to be compared with `distance_real`, that of "
             "other real images.\n"

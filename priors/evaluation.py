@@ -18,6 +18,7 @@ from invdiff.priors.sampling import device_of, sample
 
 PSNR_LEVELS = (5, 15, 25, 50, 100)  # of 255
 RMSE_LEVELS = 7  # from sigma_min to sigma_max, evenly spaced in log sigma
+LOW = 0.01  # the noise at which an estimate should have no bias
 MEASURED = 64  # images denoised at most
 
 
@@ -26,13 +27,15 @@ class Quality:
     """Measured on held-out images.
 
     ``psnr``: noise level (of 255) to :func:`denoising_psnr`. ``rmse``: sigma to the root-mean-square error, unclipped.
-    ``spread``: what the latter tends to at high noise, where nothing is better than the mean (:func:`spread`). ``distance``
+    ``spread``: what the latter tends to at high noise, where nothing is better than the mean (:func:`spread`). ``bias``: mean
+    error at ``LOW``, root mean square over images, in units of ``LOW``; 0 is right. ``distance``
     and ``distance_real``: :func:`sliced_wasserstein` from half of the real images to samples, and to the other half.
     """
 
     psnr: dict[int, float]
     rmse: dict[float, float]
     spread: float
+    bias: float
     distance: float | None = None
     distance_real: float | None = None
 
@@ -51,11 +54,12 @@ def evaluate(
     psnr = {level: denoising_psnr(prior, some, level / 255) for level in PSNR_LEVELS}
     rmse = {float(f"{s:.2g}"): denoising_rmse(prior, some, s) for s in levels}
     n = min(generated, len(images) // 2)
+    bias = denoising_bias(prior, some, LOW)
     if n == 0:
-        return Quality(psnr, rmse, spread(images))
+        return Quality(psnr, rmse, spread(images), bias)
     real, other = torch.stack(list(images[0 : 2 * n : 2])), torch.stack(list(images[1 : 2 * n : 2]))
     drawn = sample(prior, (n, *real.shape[1:]), progress=progress)  # type: ignore[arg-type]
-    return Quality(psnr, rmse, spread(images), sliced_wasserstein(drawn, real), sliced_wasserstein(other, real))
+    return Quality(psnr, rmse, spread(images), bias, sliced_wasserstein(drawn, real), sliced_wasserstein(other, real))
 
 
 def measured(images: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -80,6 +84,18 @@ def denoising_rmse(prior: Denoiser, images: Sequence[Tensor], sigma: float) -> f
     """Root of the mean over images of the mean squared error of ``prior(x0 + sigma n, sigma)``; noise as for the PSNR."""
     errors = [float((_denoised(prior, x0, sigma, i) - x0).square().mean()) for i, x0 in enumerate(images)]
     return math.sqrt(sum(errors) / len(errors))
+
+
+def denoising_bias(prior: Denoiser, images: Sequence[Tensor], sigma: float) -> float:
+    """Mean over pixels of ``prior(x0 + sigma n, sigma) - x0 - (mean of sigma n)``, root mean square over images, in units of sigma.
+
+    The mean of the noise that was drawn is taken out: what is too bright for the whole of an image, no denoiser can know.
+    """
+    means = []
+    for i, x0 in enumerate(images):
+        noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(i))
+        means.append(float((_denoised(prior, x0, sigma, i) - x0 - sigma * noise.mean()).mean()) / sigma)
+    return math.sqrt(sum(m * m for m in means) / len(means))
 
 
 def spread(images: Sequence[Tensor]) -> float:

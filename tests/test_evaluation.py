@@ -12,6 +12,7 @@ from torch import Tensor
 from invdiff.priors import Gaussian, GaussianMixture, as_prior, sample
 from invdiff.priors.cards import header
 from invdiff.priors.evaluation import (
+    denoising_bias,
     denoising_psnr,
     denoising_rmse,
     evaluate,
@@ -100,6 +101,12 @@ def test_estimates_are_clipped_unless_complex() -> None:
     assert denoising_psnr(beyond, [torch.full((2, 4, 4), 1.4)], 0.1) == pytest.approx(20.0, abs=1e-4)
 
 
+def test_bias_is_that_of_the_estimate_not_of_the_noise() -> None:
+    images = list(0.5 + 0.1 * randn(6, 1, 4, 4))
+    assert denoising_bias(as_prior(lambda x, sigma: x), images, 0.01) == pytest.approx(0, abs=1e-4)
+    assert denoising_bias(as_prior(lambda x, sigma: x - 0.3 * sigma), images, 0.01) == pytest.approx(0.3, abs=1e-4)
+
+
 def test_distance_tells_laws_apart() -> None:
     a, b = randn(64, 1, 28, 28), randn(64, 1, 28, 28, seed=1)
     same = sliced_wasserstein(a, b)
@@ -119,7 +126,7 @@ def test_evaluate_compares_samples_with_real_images() -> None:
     assert good.distance < 1.5 * good.distance_real and bad.distance > 3 * good.distance
     assert list(good.psnr) == [5, 15, 25, 50, 100] and len(good.rmse) == 7
     assert list(good.rmse.values())[-1] == pytest.approx(good.spread, rel=0.05)
-    assert evaluate(law, images[:3]).distance is None
+    assert good.bias < 0.1 and evaluate(law, images[:3]).distance is None
 
 
 # Cards
