@@ -12,7 +12,7 @@ from invdiff.phantoms import shepp_logan
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--out", default="sparse_ct.png", help="the picture to write")
-parser.add_argument("--prior", default="natural", help="a prior that ships, or a .safetensors file")
+parser.add_argument("--prior", default="phantom", help="a prior that ships, or a .safetensors file")
 parser.add_argument("--quick", action="store_true", help="a small image and few steps")
 args = parser.parse_args()
 
@@ -23,11 +23,11 @@ truth = shepp_logan(side)[None]
 A = operators.Tomography(side, views, noise=0.002)
 y = A.measure(truth, seed=0)
 
-# Two priors: photographs (a gray image is treated as one with R = G = B), and smooth random fields, which know only
+# Two priors: phantoms, learned by a network, and smooth random fields, which know only
 # the mean, the spread and the correlation length.
 fields = priors.Stationary.from_kernel(lambda r: 0.25**2 * torch.exp(-r / 6), (1, side, side))
 results = {
-    "prior of photographs": solve(y, A, priors.load(args.prior), steps=steps),
+    "prior of phantoms": solve(y, A, priors.load(args.prior), steps=steps),
     "prior of random fields": solve(y, A, priors.Gaussian(0.15, fields), steps=steps),
 }
 images = {"filtered back-projection": A.fbp(y), **{name: r.x for name, r in results.items()}, "truth": truth}
