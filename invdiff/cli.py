@@ -235,6 +235,7 @@ def train(
     data: Annotated[Path | None, typer.Option(help="Folder of images; none for a recipe that draws them.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the weights; a stopped run goes on from there. [default: runs/NAME of the recipe]", show_default=False)] = None,
     start: Annotated[str | None, typer.Option(help="Begin with the weights of this prior (fine-tuning): a name or a .safetensors file.")] = None,
+    lora: Annotated[int | None, typer.Option(help="Leave the weights of --start alone and train adapters of this rank, e.g. 8: a file under 1 MB.")] = None,
     held: Annotated[Path | None, typer.Option(help="Folder of held-out images to measure on. [default: some of DATA, not trained on]", show_default=False)] = None,
     minutes: Annotated[float | None, typer.Option(help="Stop after this time.")] = None,
     steps: Annotated[int | None, typer.Option(help="Override the recipe's number of steps.")] = None,
@@ -259,7 +260,7 @@ def train(
             bar.update(line, completed=done, description=f"{chosen.name}: step {step}, loss {loss:.4f}")
 
         folder = out or Path("runs") / chosen.name
-        path = run(chosen, data, folder, start=start, held=held, minutes=minutes, device=device, report=report)
+        path = run(chosen, data, folder, start=start, lora=lora, held=held, minutes=minutes, device=device, report=report)
     typer.echo(f"weights: {path}")
 
 

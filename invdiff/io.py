@@ -153,8 +153,11 @@ def write_image(path: str | Path, x: Tensor, meta: Meta | None = None, text: dic
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let ``write`` fill a temporary file in the same folder, then rename it to ``path``."""
-    temporary = path.with_name(f".{path.name[:40]}.{os.getpid()}.tmp")  # a long name with more to it would be too long
+    """Let ``write`` fill a temporary file in the same folder, then rename it to ``path``.
+
+    Its name follows from that of ``path``, so that what a killed process left is written over, and not kept for good.
+    """
+    temporary = path.with_name(f".{path.name[:40]}.{zlib.crc32(path.name.encode()):08x}.tmp")  # longer ones may not fit
     try:
         write(temporary)
         os.replace(temporary, path)

@@ -23,7 +23,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from glob import glob
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from torch.nn import functional as F
 
 from invdiff import operators, priors, solvers
 from invdiff.io import FORMATS, check_writable, read_image, read_mask, write_image
+from invdiff.priors.patches import blend, scaled, tiles
 from invdiff.result import Result
 from invdiff.solving import DEFAULT_SAMPLES, solve
 
@@ -156,6 +156,9 @@ def find_jobs(source: str, output: Path, mask: Path | None = None, uncertainty: 
         name = p.relative_to(base)
         std = uncertainty / name.with_name(f"{name.name}-std.png") if uncertainty else None
         jobs.append(Job(p, output / name, own_mask, std))
+    if mask and not any(job.mask and job.mask.is_file() for job in jobs):
+        where = f"no NAME.png for any of the {len(jobs)} pictures there" if mask.is_dir() else "no such file or folder"
+        raise ValueError(f"{mask}: {where}; a mask is one file for all, or a folder with a NAME.png for each picture NAME.*")
     return jobs
 
 
@@ -193,32 +196,35 @@ class Restorer:
         samples = self.settings.samples
         if samples is None and job.uncertainty:
             samples = DEFAULT_SAMPLES  # denoising needs none for its mean, but a spread does
-        boxes = list(_boxes(size, scale))
+        height, width = y.shape[-2:]
+        tile, overlap = (TILE // scale, OVERLAP // scale) if math.prod(size) > WHOLE else (max(height, width), 0)
+        boxes = tiles(height, width, tile, overlap)
         if not all(bool(mask[box].any()) for box in boxes):
             raise ValueError(
                 f"{job.mask}: a hole covers a tile of {TILE} pixels; reduce the picture, fill it, enlarge it"
             )
-        mean, std, weight = (torch.zeros(1, planes, *size) for planes in (y.shape[1], y.shape[1], 1))
-        nfe, seconds = 0, 0.0
-        for i, box in enumerate(boxes):
-            report = partial(_share, progress, i, len(boxes)) if progress else None
-            seed = self.settings.seed if len(boxes) == 1 else _seed(self.settings.seed, i)
-            result = self._solve((mask * y)[box], mask[box], noise, samples, seed, report)
-            place = _scaled(box, scale)
-            window = _window(place)
-            mean[place] += window * self._crop(result.x, window).cpu()
-            std[place] += window * self._crop(result.std, window).cpu()
-            weight[place] += window
-            nfe, seconds = max(nfe, result.nfe), seconds + result.seconds
+        facts: list[tuple[int, float, str]] = []
 
-        notices = list(meta.notices) + write_image(job.target, mean / weight, meta)
+        def restored() -> Iterator[Tensor]:
+            """Mean and spread of each tile, as channels of one image."""
+            for i, (rows, columns) in enumerate(boxes):
+                report = partial(_share, progress, i, len(boxes)) if progress else None
+                seed = self.settings.seed if len(boxes) == 1 else _seed(self.settings.seed, i)
+                result = self._solve((mask * y)[..., rows, columns], mask[rows, columns], noise, samples, seed, report)
+                facts.append((result.nfe, result.seconds, str(result.solver)))
+                shape = (scale * (rows.stop - rows.start), scale * (columns.stop - columns.start))
+                yield self._crop(torch.cat([result.x, result.std], 1), shape).cpu()
+
+        mean, std = blend(restored(), [scaled(box, scale) for box in boxes], overlap * scale).chunk(2, 1)
+        notices = list(meta.notices) + write_image(job.target, mean, meta)
         white = None
         if job.uncertainty:
-            spread = (std / weight).square().mean(1, keepdim=True).sqrt()
+            spread = std.square().mean(1, keepdim=True).sqrt()
             white = float(spread.max()) or 1.0
             note = f"standard deviation of a pixel; black is 0, white is {white:.6g} (the picture's own white is 1)"
             write_image(job.uncertainty, spread / white, text={"Description": note, "white": f"{white:.6g}"})
-        return Report(size, noise, str(result.solver), nfe, seconds, white, notices)
+        nfe, seconds, named = zip(*facts)
+        return Report(size, noise, named[-1], max(nfe), sum(seconds), white, notices)
 
     def _solve(
         self,
@@ -252,9 +258,9 @@ class Restorer:
             return operators.Downsampling(self.settings.scale, kernel="bicubic", noise=noise)
         return operators.Denoising(noise=noise)
 
-    def _crop(self, x: Tensor, window: Tensor) -> Tensor:
+    def _crop(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """The part of ``x`` the file shows: light from beyond its border reaches it through the kernel."""
-        height, width = window.shape
+        height, width = size
         top = left = MARGIN * (self.settings.scale or 0)
         if self.kernel is not None:
             h, w = self.kernel.shape
@@ -277,25 +283,6 @@ def estimate_noise(x: Tensor) -> float:
     return float(response.abs().median()) / (6 * 0.6745)
 
 
-Box = tuple[Any, slice, slice]  # (..., rows, columns)
-
-
-def _boxes(size: tuple[int, int], scale: int) -> Iterator[Box]:
-    """Overlapping tiles of the file that cover a result of ``size``; one if that is not too large."""
-    if math.prod(size) <= WHOLE:
-        yield ..., slice(0, size[0] // scale), slice(0, size[1] // scale)
-        return
-    tile, overlap = TILE // scale, OVERLAP // scale
-    axes = []
-    for n in (size[0] // scale, size[1] // scale):
-        count = max(1, math.ceil((n - overlap) / (tile - overlap)))
-        last = max(0, n - tile)
-        starts = [round(i * last / max(1, count - 1)) for i in range(count)]
-        axes.append([slice(start, min(n, start + tile)) for start in starts])
-    for rows, columns in product(*axes):
-        yield ..., rows, columns
-
-
 def _reflected(y: Tensor, margin: int) -> Tensor:
     """``y`` extended on each side by its mirror image, repeated where the picture is smaller than the margin."""
     for axis in (-2, -1):
@@ -308,20 +295,6 @@ def _reflected(y: Tensor, margin: int) -> Tensor:
 def _seed(seed: int, tile: int) -> int:
     """A seed of its own for each tile, so that the noise of neighbours does not repeat."""
     return int(np.random.SeedSequence((seed, tile)).generate_state(1)[0])
-
-
-def _scaled(box: Box, scale: int) -> Box:
-    rows, columns = (slice(s.start * scale, s.stop * scale) for s in box[1:])
-    return ..., rows, columns
-
-
-def _window(box: Box) -> Tensor:
-    """Weights of a tile, (H, W): one inside, falling linearly towards its sides over the overlap."""
-    lines = []
-    for s in box[1:]:
-        i = torch.arange(s.stop - s.start) + 0.5
-        lines.append((torch.minimum(i, i.flip(0)) / OVERLAP).clamp(max=1))
-    return lines[0][:, None] * lines[1]
 
 
 def _share(progress: Callable[[float], None], index: int, count: int, done: int, total: int) -> None:

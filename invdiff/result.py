@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from invdiff.io import write_atomically
 
 if TYPE_CHECKING:
     from invdiff.solvers import Strategy
@@ -68,16 +69,14 @@ class Result:
         """Write samples, mean, std and the settings to a NumPy ``.npz`` file, whole or not at all."""
         import numpy as np
 
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         arrays = {k: getattr(self, k).cpu().numpy() for k in ("samples", "mean", "std", "residual")}
         facts: dict[str, Any] = {"solver": repr(self.solver), "reason": self.reason, "seed": self.seed, "nfe": self.nfe, "seconds": self.seconds}
-        try:
-            with temporary.open("wb") as f:
+
+        def write(temporary: Path) -> None:
+            with temporary.open("wb") as f:  # given a name, NumPy would add .npz to it
                 np.savez_compressed(f, settings=json.dumps(facts), **arrays)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+
+        write_atomically(Path(path), write)
 
     def plot(self, image: int = 0) -> Any:
         """A matplotlib figure of one image: estimate, uncertainty, and up to four samples; of a volume its middle slice."""

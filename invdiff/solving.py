@@ -17,7 +17,7 @@ from torch import Tensor
 from invdiff.operators import Decoded, Noise, as_noise, from_callable
 from invdiff.operators.base import select_images
 from invdiff.priors import LatentPrior, as_prior
-from invdiff.priors.condition import Condition, per_image, select, takes_condition
+from invdiff.priors.condition import Condition, select, told
 from invdiff.problem import Problem, RowNoise
 from invdiff.result import Result
 from invdiff.solvers import Strategy, choose, get
@@ -94,13 +94,7 @@ def solve(
         A = from_callable(A, img_size=tuple(y.shape[1:]))
     latent = prior if isinstance(prior, LatentPrior) else None
     prior = as_prior(prior) if latent is None else latent.denoiser
-    if condition is not None:
-        condition = per_image(condition, len(y))
-        condition = condition.to(y.device) if isinstance(condition, Tensor) else condition
-        if not takes_condition(prior):
-            raise TypeError(
-                "this prior takes no condition: it is not called as prior(x, sigma, condition=...); leave condition= out"
-            )
+    rows_told = told(prior, condition, len(y), y.device)
     law = as_noise(A.noise_model if noise is None else noise)
     with torch.no_grad():
         y = _check_measurement(y, A, latent or prior, law)
@@ -131,8 +125,8 @@ def solve(
     def problem(part: list[tuple[int, int]], tick: Callable[[], None]) -> Problem:
         images = [b for _, b in part]
         randn = RowNoise(seed, part, shape, y.device, y.dtype)
-        told = None if condition is None else select(condition, images)
-        return Problem(y[images], select_images(seen, images, len(y)), prior, law.select(images), randn, tick, told)
+        given = None if rows_told is None else select(rows_told, images)
+        return Problem(y[images], select_images(seen, images, len(y)), prior, law.select(images), randn, tick, given)
 
     try:
         strategy.check(problem(rows[:1], lambda: None))

@@ -57,6 +57,18 @@ def select(condition: Rows, rows: Sequence[int]) -> Rows:
     return condition[list(rows)] if isinstance(condition, Tensor) else [condition[i] for i in rows]
 
 
+def told(prior: Any, condition: Condition, batch: int, device: torch.device) -> Rows | None:
+    """What ``prior`` is told of each of ``batch`` images, on ``device``. ``TypeError`` if it takes no condition and there is one."""
+    if condition is None:
+        return None
+    rows = per_image(condition, batch)
+    if not takes_condition(prior):
+        raise TypeError(
+            "this prior takes no condition: it is not called as prior(x, sigma, condition=...); leave condition= out"
+        )
+    return rows.to(device) if isinstance(rows, Tensor) else rows
+
+
 def takes_condition(prior: Callable[..., Tensor]) -> bool:
     """Whether a prior has an argument ``condition``; one that only hands on what it is given (``**kwargs``) has not."""
     if isinstance(prior, Prior):

@@ -52,6 +52,9 @@ class ADM(nn.Module):
 
         descent = [_numbered(block) for block in _numbered(_under(state, "input_blocks."))]
         ascent = [_numbered(block) for block in _numbered(_under(state, "output_blocks."))]
+        middle = _numbered(_under(state, "middle_block."))
+        if len(descent) != len(ascent) or len(middle) != 3:
+            raise ValueError(f"{len(descent)} input blocks, {len(middle)} layers in the middle, which are 3, and {len(ascent)} output blocks")
         # The last block of a level on the way up enlarges: it ends in one more residual layer, or in a convolution. That
         # tells the number of blocks a level, and so which ones on the way down halve.
         enlarging = [len(block) > 1 and "qkv.weight" not in block[-1] for block in ascent]
@@ -67,7 +70,7 @@ class ADM(nn.Module):
             layers.TimestepEmbedSequential(*(layer(w, down=i > 0 and i % period == 0) for w in block))
             for i, block in enumerate(descent)
         )
-        self.middle_block = layers.TimestepEmbedSequential(*map(layer, _numbered(_under(state, "middle_block."))))
+        self.middle_block = layers.TimestepEmbedSequential(*map(layer, middle))
         self.output_blocks = nn.ModuleList(
             layers.TimestepEmbedSequential(*map(layer, block[:-1]), layer(block[-1], up=up))
             for block, up in zip(ascent, enlarging)
@@ -111,7 +114,7 @@ def load(
     state = {name: tensor for name, tensor in read_state_dict(file).items() if "alphas_cumprod" not in name}
     try:
         net = ADM(state, head_channels, heads, new_attention_order)
-    except (KeyError, IndexError, ValueError, AssertionError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, AssertionError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else error or type(error).__name__
         raise ValueError(f"{file} holds no U-Net of guided diffusion: {reason}") from error
     check_label(label, net.classes, file)
@@ -136,6 +139,9 @@ def _under(state: Weights, prefix: str) -> Weights:
 
 
 def _numbered(state: Weights) -> list[Weights]:
-    """Tensors named ``0.rest``, ``1.rest``, ...: the tensors of each number, by the rest of their names."""
-    count = 1 + max((int(name.split(".")[0]) for name in state), default=-1)
-    return [_under(state, f"{i}.") for i in range(count)]
+    """Tensors named ``0.rest``, ``1.rest``, ...: the tensors of each number, by the rest of their names; ``KeyError`` for a gap."""
+    count = 1 + max((int(name.split(".")[0]) for name in state), default=0)
+    parts = [_under(state, f"{i}.") for i in range(count)]
+    if not all(parts):
+        raise KeyError(f"block {parts.index({})} of {count}")
+    return parts

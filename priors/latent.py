@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from invdiff.priors.patches import Box, blend, check_tiles, recomputed, tiles
+from invdiff.priors.patches import blend, check_tiles, recomputed, scaled, tiles
 from invdiff.priors.wrap import as_prior
 
 
@@ -94,11 +94,6 @@ class LatentPrior(nn.Module):
         if self.tile is None or max(height, width) * self.factor <= self.tile:
             return f(x)
         boxes = tiles(height, width, self.tile // self.factor, self.overlap // self.factor)
-        places = [_scaled(box, a) for box in boxes]
+        places = [scaled(box, a) for box in boxes]
         parts: Iterator[Tensor] = (recomputed(f, x[..., rows, columns]) for rows, columns in places)
-        return blend(parts, [_scaled(box, b) for box in boxes], self.overlap // self.factor * b)
-
-
-def _scaled(box: Box, factor: int) -> Box:
-    rows, columns = (slice(s.start * factor, s.stop * factor) for s in box)
-    return rows, columns
+        return blend(parts, [scaled(box, b) for box in boxes], self.overlap // self.factor * b)

@@ -41,6 +41,16 @@ class NetworkConfig:
     sigma_min: float = 0.002
     sigma_max: float = 20.0
 
+    def __post_init__(self) -> None:
+        whole = {"channels": (self.channels,), "widths": self.widths, "blocks": (self.blocks,), "patch": (self.patch,)}
+        for name, values in whole.items():
+            if not values or not all(isinstance(value, int) and value > 0 for value in values):
+                raise ValueError(f"{name} must be whole numbers above 0, got {getattr(self, name)}")
+        if not (math.isfinite(self.mean) and 0 < self.std < math.inf):
+            raise ValueError(f"mean and std are finite and std is above 0, got {self.mean} and {self.std}")
+        if not 0 < self.sigma_min < self.sigma_max < math.inf:
+            raise ValueError(f"0 < sigma_min < sigma_max is needed, got {self.sigma_min} and {self.sigma_max}")
+
 
 class _Residual(nn.Module):
     """``x + conv(silu(scale * conv(silu(x)) + shift))`` with scale and shift set by the noise level."""

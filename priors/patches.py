@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import product
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -110,9 +111,10 @@ def _evaluate(
 
 def check_tiles(size: int, overlap: int, at_once: int = 1) -> None:
     """``ValueError`` unless tiles of this size and overlap cover an image."""
-    if size < 1 or not 0 <= 2 * overlap <= size or at_once < 1:
+    whole = all(isinstance(value, Integral) for value in (size, overlap, at_once))
+    if not whole or size < 1 or not 0 <= 2 * overlap <= size or at_once < 1:
         raise ValueError(
-            "patches have a size of at least 1, an overlap from 0 to half of it, and at least 1 at once; "
+            "patches have a size of at least 1, an overlap from 0 to half of it, and at least 1 at once, all whole numbers; "
             f"got size={size}, overlap={overlap}, at_once={at_once}"
         )
 
@@ -125,6 +127,12 @@ def tiles(height: int, width: int, size: int, overlap: int) -> list[Box]:
         starts = [max(0, min(i * (size - overlap), n - size)) for i in range(count)]
         axes.append([slice(start, min(n, start + size)) for start in starts])
     return list(product(*axes))
+
+
+def scaled(box: Box, factor: int) -> Box:
+    """The tile of an image ``factor`` times as large."""
+    rows, columns = (slice(s.start * factor, s.stop * factor) for s in box)
+    return rows, columns
 
 
 def blend(parts: Iterable[Tensor], boxes: Sequence[Box], overlap: int) -> Tensor:

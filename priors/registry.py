@@ -9,6 +9,7 @@ from typing import Any
 
 from deepinv.models import Denoiser
 
+from invdiff.priors import lora
 from invdiff.priors.latent import LatentPrior
 from invdiff.priors.network import DenoisingUNet
 from invdiff.priors.weights_io import load_weights
@@ -29,11 +30,15 @@ def card(name: str) -> str:
     return (WEIGHTS / f"{name}.md").read_text(encoding="utf-8")
 
 
-def load(name_or_path: str | Path, **options: Any) -> Denoiser | LatentPrior:
+def load(
+    name_or_path: str | Path, *, adapter: str | Path | None = None, **options: Any
+) -> Denoiser | LatentPrior:
     """Load a prior: one that ships, one trained by ``invdiff train``, or a published checkpoint of another project.
 
     ``natural``, ``FILE.safetensors``
-        A name out of :func:`names`, or a file written by ``invdiff train``.
+        A name out of :func:`names`, or a file written by ``invdiff train``. A file of low-rank adapters
+        (:mod:`invdiff.priors.lora`) is loaded with the prior it was trained on; where that has moved,
+        ``load(prior, adapter=FILE)`` says where it is.
     ``deepinv:NAME``, ``deepinv:NAME:FILE``
         A network of deepinv with the weights it publishes, or with yours (:func:`invdiff.priors.from_deepinv.load`).
     ``diffusers:NAME_OR_FOLDER``
@@ -43,24 +48,40 @@ def load(name_or_path: str | Path, **options: Any) -> Denoiser | LatentPrior:
         Weights of OpenAI's guided diffusion, as DPS uses them (:func:`invdiff.priors.from_adm.load`).
 
     ``options`` are those of the source's own function. ``ValueError`` for an unknown name, and for a file that is missing,
-    damaged or of something else; ``TypeError`` for an unknown option; ``ConnectionError`` for a download that fails;
+    damaged or of something else, such as adapters of other weights; ``TypeError`` for an unknown option; ``ConnectionError`` for a download that fails;
     ``ImportError`` without the extra.
     """
     source, _, name = str(name_or_path).partition(":")
     if name and source in SOURCES:
+        if adapter is not None:
+            raise TypeError(f"adapters are of priors that `invdiff train` trains, not of {name_or_path}: leave out adapter=")
         prior: Denoiser | LatentPrior = import_module(f"invdiff.priors.from_{source}").load(name, **options)
         return prior.eval().requires_grad_(False)
     if options:
         raise TypeError(f"{name_or_path} takes no options, got {', '.join(options)}")
-    return load_network(name_or_path)
+    return load_network(name_or_path, adapter)
 
 
-def load_network(name_or_path: str | Path) -> DenoisingUNet:
+def load_network(name_or_path: str | Path, adapter: str | Path | None = None) -> DenoisingUNet:
     """A network of this project: one that ships, or a ``.safetensors`` file written by ``invdiff train``."""
+    path = weights_file(name_or_path)
+    if adapter is not None:
+        return lora.merge(load_network(path), weights_file(adapter), sha256(path))
+    base = lora.base_of(path)
+    if base is None:
+        return load_weights(path)
+    try:
+        return load_network(base, path)
+    except ValueError as error:
+        raise ValueError(f"{error}. {path} holds adapters of {base}: priors.load(PRIOR, adapter=FILE) says where that is") from error
+
+
+def weights_file(name_or_path: str | Path) -> Path:
+    """The file of a prior that ships, which is compared with its checksum, or ``FILE.safetensors``, which is there."""
     name, path = str(name_or_path), Path(name_or_path)
     if name in names():
         path = WEIGHTS / f"{name}.safetensors"
-        if hashlib.sha256(path.read_bytes()).hexdigest() != _checksums().get(path.name):
+        if sha256(path) != _checksums().get(path.name):
             raise ValueError(
                 f"the weights of {name!r} do not match their SHA-256 in {WEIGHTS / 'SHA256SUMS'}: corrupt install, "
                 "reinstall invdiff or train the prior again"
@@ -69,7 +90,12 @@ def load_network(name_or_path: str | Path) -> DenoisingUNet:
         raise ValueError(_unknown(name))
     elif not path.is_file():
         raise ValueError(f"no weights at {path.absolute()}: there is no such file")
-    return load_weights(path)
+    return path
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _checksums() -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,8 @@ from deepinv.models import Denoiser
 from torch import Tensor
 from torch.nn import functional as F
 
+from invdiff.priors.condition import Condition, select, told
+from invdiff.priors.wrap import as_prior
 from invdiff.samplers import DPMSolver2M, Estimate, Sampler, ladder, reverse
 
 SAMPLER = DPMSolver2M()
@@ -19,12 +22,13 @@ TOGETHER = 2**18  # pixels computed at a time
 
 
 def sample(
-    prior: Denoiser,
+    prior: Any,
     shape: tuple[int, int, int, int],
     *,
     seed: int = 0,
     steps: int = 40,
     sampler: Sampler = SAMPLER,
+    condition: Condition = None,
     progress: Callable[[float], None] | None = None,
 ) -> Tensor:
     """Draw images of ``shape`` (n, C, H, W) from ``prior``.
@@ -33,21 +37,22 @@ def sample(
     ``prior.sigma_min``, and then to 0. Image ``i`` depends on (seed, i) alone, however many are drawn and on whatever device;
     to rounding. ``progress(share)`` is called after every level.
 
-    :param prior: with ``mean``, ``std``, ``sigma_min`` and ``sigma_max``; ``priors.as_prior`` adds them to any denoiser.
-    :raises ValueError: the shape is not four positive numbers, or ``steps`` is under 1.
+    :param prior: any denoiser ``prior(x, sigma)``; where it does not say its pixels' ``mean`` and ``std`` and its noise range, those of
+        :func:`~invdiff.priors.as_prior` are taken. Of a ``LatentPrior``, give its ``denoiser``, and decode what is drawn.
+    :param condition: what the prior is told of the images, one for all or one an image, as in ``solve``.
+    :raises ValueError: the shape is not four positive numbers, ``steps`` is under 1, or the condition is of another number of images.
+    :raises TypeError: the prior is no denoiser of images, or takes no condition and there is one.
     """
     if len(shape) != 4 or min(shape) < 1:
         raise ValueError(f"shape is (n, C, H, W), four positive numbers, got {tuple(shape)}")
+    prior = as_prior(prior)
     device = device_of(prior)
+    rows = told(prior, condition, shape[0], device)
     levels = ladder(steps, float(prior.sigma_max), float(prior.sigma_min))
     mean = torch.as_tensor(prior.mean, dtype=torch.float32, device=device)
     width = math.sqrt(float(prior.sigma_max) ** 2 + float(prior.std) ** 2)
     chunk = max(1, TOGETHER // (shape[2] * shape[3]))
     parts, done = [], 0
-
-    def denoise(x: Tensor, s: float) -> Estimate:
-        x0 = prior(x, s)
-        return Estimate(x0, (x - x0) / s)
 
     def tick() -> None:
         nonlocal done
@@ -56,11 +61,17 @@ def sample(
             progress(done / (steps * math.ceil(shape[0] / chunk)))
 
     for first in range(0, shape[0], chunk):
-        keys = [np.random.SeedSequence((seed, i)) for i in range(first, min(first + chunk, shape[0]))]
+        images = range(first, min(first + chunk, shape[0]))
+        given = {} if rows is None else {"condition": select(rows, images)}
+        keys = [np.random.SeedSequence((seed, i)) for i in images]
         generators = [torch.Generator().manual_seed(int(key.generate_state(1)[0])) for key in keys]
 
         def randn(generators: list[torch.Generator] = generators) -> Tensor:
             return torch.stack([torch.randn(shape[1:], generator=g) for g in generators]).to(device)
+
+        def denoise(x: Tensor, s: float, given: dict[str, Any] = given) -> Estimate:
+            x0 = prior(x, s, **given)
+            return Estimate(x0, (x - x0) / s)
 
         memory: dict[str, Tensor] = {}
         with torch.no_grad():

@@ -5,7 +5,7 @@ level (Karras et al. 2022, eq. 8): ``E ||D(x0 + sigma n, sigma) - x0||^2 / c_out
 
 A run keeps everything in its output folder: ``checkpoint.safetensors`` (weights, average, optimiser and
 step, replaced atomically), ``log.csv``, ``sheet.png`` and, at the end, ``NAME.safetensors`` with its card
-``NAME.md``. Started again, it goes on from the checkpoint; crops and noise are drawn from (seed, step), so a
+``NAME.md`` (``NAME-lora`` for low-rank adapters). Started again, it goes on from the checkpoint; crops and noise are drawn from (seed, step), so a
 resumed run sees the same data as an uninterrupted one.
 """
 
@@ -25,12 +25,12 @@ import torch
 from torch import Tensor
 
 from invdiff.io import write_atomically, write_image
-from invdiff.priors import cards
+from invdiff.priors import cards, registry
 from invdiff.priors.data import load_data
 from invdiff.priors.evaluation import denoising_psnr, evaluate, measured
+from invdiff.priors.lora import adapt, save_adapter
 from invdiff.priors.network import DenoisingUNet
 from invdiff.priors.recipe import Recipe
-from invdiff.priors.registry import load_network
 from invdiff.priors.sampling import device_of, sheet
 from invdiff.priors.weights_io import save_weights
 
@@ -41,6 +41,7 @@ def train(
     out: str | Path,
     *,
     start: str | Path | None = None,
+    lora: int | None = None,
     held: str | Path | None = None,
     minutes: float | None = None,
     device: str | None = None,
@@ -50,7 +51,8 @@ def train(
     """Train ``recipe`` on the images below ``data``; return the path of the finished weights in ``out``.
 
     ``data`` is ``None`` for a recipe that draws its images itself. ``start`` names a prior that ships, or a weights file,
-    whose weights a new run begins with (fine-tuning); its network has to be the recipe's. Figures are measured on the
+    whose weights a new run begins with (fine-tuning); its network has to be the recipe's. ``lora`` leaves these weights as they
+    are and trains adapters of that rank (:mod:`invdiff.priors.lora`), which is what ``out`` then gets. Figures are measured on the
     images below ``held``, or on those of ``data`` that the recipe holds out, which are then not trained on.
 
     The run ends after ``recipe.steps`` steps, or after ``minutes`` if that comes first; the learning rate
@@ -59,8 +61,11 @@ def train(
     """
     folder = Path(out)
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    path = folder / f"{recipe.name}{'' if lora is None else '-lora'}.safetensors"
+    if lora is not None and (start is None or Path(start).resolve() == path.resolve()):
+        raise ValueError("adapters (--lora) are of a prior: name it, --start natural, and keep it out of the --out folder")
     crops, tests, how = load_data(recipe, data, held)
-    begin = load_network(start) if start is not None else None
+    begin = registry.load_network(start) if start is not None else None
     if begin is not None and begin.config != recipe.network():
         raise ValueError(
             f"start: {start} is a network of {begin.config}, the recipe {recipe.name} asks for {recipe.network()}"
@@ -71,11 +76,18 @@ def train(
     net = DenoisingUNet(recipe.network()).to(target, memory_format=torch.channels_last)
     if begin is not None:
         net.load_state_dict(begin.state_dict())
-    ema = DenoisingUNet(recipe.network()).to(target).requires_grad_(False)
-    ema.load_state_dict(net.state_dict())
-    optimiser = torch.optim.AdamW(net.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
     digest = hashlib.sha256(b"".join(x.numpy().tobytes() for x in tests)).hexdigest()[:8]
     begun = f"--start {start}, --held {held} and held-out images {digest}"
+    ema = DenoisingUNet(recipe.network()).to(target)
+    base = ""
+    if start is not None and lora is not None:
+        adapt(net, lora)
+        adapt(ema, lora)
+        base = registry.sha256(registry.weights_file(start))
+        begun = f"--lora {lora} on weights {base[:8]}, {begun}"
+    ema.requires_grad_(False).load_state_dict(net.state_dict())
+    learned = [p for p in net.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(learned, lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
     state = _Checkpoint(folder / "checkpoint.safetensors", recipe, begun, net, ema, optimiser)
     step, spent = state.load()
     origin = time.monotonic() - spent
@@ -100,7 +112,7 @@ def train(
                 )
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+            torch.nn.utils.clip_grad_norm_(learned, 1.0)
             optimiser.step()
             step += 1
             decay = min(recipe.ema, (1 + step) / (10 + step))
@@ -123,14 +135,17 @@ def train(
         raise
     state.save(step, time.monotonic() - origin)
     _sheet(folder / "sheet.png", ema, tests[:4])
-    path = folder / f"{recipe.name}.safetensors"
-    save_weights(ema, path)
+    if start is not None and lora is not None:
+        save_adapter(ema, path, str(start if start in registry.names() else Path(start).resolve()), base, lora)
+    else:
+        save_weights(ema, path)
     source = f"{crops.images} images" if crops.images else "images drawn for it"
     trained = f"in {step} steps ({(time.monotonic() - origin) / 60:.0f} minutes) on {source}"
     print(f"measuring on {len(tests)} held-out images", file=sys.stderr)
     if begin is not None:
         before = denoising_psnr(begin.to(target), measured(tests), 25 / 255)
-        trained += f", from the weights of {start}, whose PSNR at 25 was {before:.2f} dB on the same held-out images"
+        way = "" if lora is None else f"as adapters of rank {lora} (LoRA), "
+        trained += f", {way}from the weights of {start}, whose PSNR at 25 was {before:.2f} dB on the same held-out images"
     text = cards.write(recipe, evaluate(ema, tests, recipe.generated), f"{len(tests)} images, {how}", trained)
     write_atomically(path.with_suffix(".md"), lambda p: p.write_text(text, encoding="utf-8"))
     return path
@@ -151,12 +166,15 @@ class _Checkpoint:
         self.path, self.begun, self.net, self.ema, self.optimiser = path, begun, net, ema, optimiser
         self.recipe = _settings(recipe)
 
+    def _learned(self) -> list[tuple[str, Tensor]]:
+        return [(name, p) for name, p in self.net.named_parameters() if p.requires_grad]
+
     def save(self, step: int, seconds: float) -> None:
         from safetensors.torch import save_file
 
         tensors = {f"net.{k}": v for k, v in self.net.state_dict().items()}
         tensors |= {f"ema.{k}": v for k, v in self.ema.state_dict().items()}
-        for name, p in self.net.named_parameters():
+        for name, p in self._learned():
             tensors |= {f"{k}.{name}": v for k, v in self.optimiser.state[p].items() if isinstance(v, Tensor)}
         whole = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
         notes = {"step": str(step), "seconds": str(seconds), "recipe": self.recipe, "begun": self.begun}
@@ -183,7 +201,7 @@ class _Checkpoint:
         try:
             for prefix, module in (("net.", self.net), ("ema.", self.ema)):
                 module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
-            for name, p in self.net.named_parameters():
+            for name, p in self._learned():
                 keys = ("step", "exp_avg", "exp_avg_sq")
                 self.optimiser.state[p] = {
                     k: tensors[f"{k}.{name}"].to(p.device if k != "step" else "cpu") for k in keys

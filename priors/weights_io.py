@@ -10,35 +10,44 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from invdiff.io import write_atomically
 from invdiff.priors.network import DenoisingUNet, NetworkConfig
 
 
 def save_weights(net: DenoisingUNet, path: str | Path) -> None:
     """Write ``net`` as fp16 safetensors, atomically."""
+    write_tensors(net.state_dict(), path, {"format": "invdiff-unet", "config": json.dumps(asdict(net.config))})
+
+
+def write_tensors(tensors: dict[str, Tensor], path: str | Path, header: dict[str, str]) -> None:
+    """Write tensors as fp16 safetensors, atomically."""
     from safetensors.torch import save_file
 
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    tensors = {k: v.detach().half().cpu().contiguous() for k, v in net.state_dict().items()}
-    try:
-        save_file(tensors, temporary, {"format": "invdiff-unet", "config": json.dumps(asdict(net.config))})
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    halves = {k: v.detach().half().cpu().contiguous() for k, v in tensors.items()}
+    write_atomically(Path(path), lambda p: save_file(halves, p, header))
 
 
-def load_weights(path: str | Path) -> DenoisingUNet:
-    """Read what :func:`save_weights` wrote; a file that is not one raises ``ValueError`` with the reason."""
+def read_tensors(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Header and tensors, as float32, of a safetensors file; ``ValueError`` if it is damaged or missing."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, "pt") as f:
-            metadata = f.metadata() or {}
+            header = f.metadata() or {}
             tensors = {k: f.get_tensor(k).float() for k in f.keys()}  # noqa: SIM118 (f is not a dict)
     except (SafetensorError, OSError) as error:
         raise ValueError(
             f"{path} is not a readable safetensors file ({error}); it may be truncated, get it again"
         ) from error
+    broken = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
+    if broken:
+        raise ValueError(f"{path}: {broken[0]} holds values that are not finite; get the file again")
+    return header, tensors
+
+
+def load_weights(path: str | Path) -> DenoisingUNet:
+    """Read what :func:`save_weights` wrote; a file that is not one raises ``ValueError`` with the reason."""
+    metadata, tensors = read_tensors(path)
     if metadata.get("format") != "invdiff-unet":
         raise ValueError(
             f"{path} is a safetensors file, but not one of an invdiff network (written by `invdiff train`)"

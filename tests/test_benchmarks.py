@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+import time
 from pathlib import Path
 from statistics import fmean
 from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
 from invdiff import demo, solvers
 from invdiff.priors import DenoisingUNet
@@ -113,3 +116,31 @@ def test_overhead_is_measured_for_every_strategy(tiny: str, capsys: pytest.Captu
     assert list(found) == solvers.names()
     # a network this small takes no longer than what surrounds it: all of it has to show
     assert fmean(value for values in found.values() for value in values) > 1.2, found
+
+
+def test_speed_is_that_of_one_evaluation(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    speed, out = script("speed"), tmp_path / "speed.md"
+    monkeypatch.setattr(speed, "seconds", lambda net, size, threads, at_least: size / 64 / threads)
+    speed.main([f"--priors={tiny}", "--sizes", "16", "128", f"--out={out}", "--rounds=2"])
+    lines = [line.split("|")[2:-1] for line in out.read_text(encoding="utf-8").splitlines() if line[:1] == "|"]
+    table = {tuple(cell.strip() for cell in line[:2]): [cell.strip() for cell in line[2:]] for line in lines}
+    assert table["on", "network"] == ["16x16", "128x128"]
+    for how in ("as loaded", "compiled"):
+        assert table["1 thread", how] == ["4", "0.5"] and table["2 threads", how] == ["8", "1"]
+    assert torch.__version__ in out.read_text(encoding="utf-8") and speed.processor() in out.read_text(encoding="utf-8")
+
+
+def test_a_slow_prior_is_timed_as_slow() -> None:
+    class Slow(DenoisingUNet):
+        calls = 0
+
+        def forward(self, x: Tensor, sigma: float | Tensor, **kwargs: Any) -> Tensor:
+            assert x.shape == (1, 1, 8, 8) and torch.get_num_threads() == 1
+            self.calls += 1
+            time.sleep(0.02)
+            return x
+
+    threads, slow = torch.get_num_threads(), Slow(channels=1, widths=(8,), blocks=1)
+    taken = script("speed").seconds(slow, 8, 1, 0.05)
+    torch.set_num_threads(threads)
+    assert taken >= 0.02 and 1 < slow.calls <= 3

@@ -297,6 +297,8 @@ ERRORS: dict[str, tuple[list[str], str]] = {
     "mask for another task": (["a.png", "o.png", "--task", "denoise", "--mask", "mask.png"], "--mask is for the task"),
     "mask of wrong size": (["a.png", "o.png", "--task", "inpaint", "--mask", "small.png"], "8x8 pixels, the image 40x32"),
     "black mask": (["a.png", "o.png", "--task", "inpaint", "--mask", "black.png"], "black everywhere"),
+    "missing mask for many": (["photos", "o", "--task", "inpaint", "--mask", "none"], "none: no such file or folder"),
+    "no mask of many": (["photos", "o", "--task", "inpaint", "--mask", "empty"], "no NAME.png for any of the 1 pictures"),
     "missing mask": (["a.png", "o.png", "--task", "inpaint", "--mask", "none.png"], "none.png: no such file"),
     "unknown kernel": (["a.png", "o.png", "--task", "deblur", "--kernel", "gaussian:x"], "gaussian:2.0"),
     "missing kernel": (["a.png", "o.png", "--task", "deblur", "--kernel", "none.png"], "none.png"),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from invdiff import operators, priors, solve
-from invdiff.priors import ClassifierFree, cfg_plus_plus
+from invdiff.priors import ClassifierFree, cfg_plus_plus, sampling
 from invdiff.priors.condition import per_image, select, takes_condition
 from invdiff.samplers import DDIM, Estimate, Euler, ladder
 from invdiff.solvers import DPS
@@ -126,6 +126,37 @@ def test_bad_conditions_are_refused_before_any_evaluation() -> None:
     with pytest.raises(ValueError, match="give solve, or this prior, a condition="):
         solve(y, A, ClassifierFree(prior, 2.0))
     assert prior.calls == 0
+
+
+def test_what_is_drawn_follows_the_condition() -> None:
+    """Each class is a Gaussian: the mean and spread of what is drawn are its own, over chunks too."""
+    prior, n = Classes(), 60
+    drawn = priors.sample(prior, (n, *SIZE), steps=25, condition=[0, 2] * (n // 2))
+    for k, mean, std in ((0, 0.2, 0.1), (2, 0.8, 0.2)):
+        x = drawn[(k == 2) :: 2]
+        assert abs(float(x.mean()) - mean) < 5 * std / x.numel() ** 0.5 and abs(float(x.std()) / std - 1) < 0.15
+    one, each = (priors.sample(prior, (2, *SIZE), steps=5, condition=c) for c in (2, [2, 2]))
+    assert torch.equal(one, each) and float((one - priors.sample(prior, (2, *SIZE), steps=5)).abs().max()) > 1e-2
+
+
+def test_chunks_of_samples_have_their_own_conditions(monkeypatch: pytest.MonkeyPatch) -> None:
+    prior, labels = Classes(), [0, 1, 2, 0, 2]
+    whole = priors.sample(prior, (5, *SIZE), steps=5, condition=labels)
+    monkeypatch.setattr(sampling, "TOGETHER", 2 * SIZE[1] * SIZE[2])
+    torch.testing.assert_close(priors.sample(prior, (5, *SIZE), steps=5, condition=labels), whole)
+
+
+def test_what_cannot_be_drawn_from_is_named() -> None:
+    shape = (2, *SIZE)
+    assert priors.sample(lambda x, sigma: 0 * x, shape, steps=2).shape == shape  # any denoiser, as in solve
+    with pytest.raises(TypeError, match="takes no condition.*leave condition= out"):
+        priors.sample(lambda x, sigma: x, shape, condition=1)
+    with pytest.raises(ValueError, match="for 2 images"):
+        priors.sample(Classes(), shape, condition=[0, 1, 2])
+    with pytest.raises(TypeError, match=r"called as prior\(x, sigma\)"):
+        priors.sample("natural", shape)
+    with pytest.raises(TypeError, match=r"call its .denoiser on latents"):
+        priors.sample(priors.LatentPrior(Classes(), lambda x: x, lambda z: z), shape)
 
 
 # Guidance

@@ -365,6 +365,18 @@ def test_weights_of_another_shape(tmp_path: Path) -> None:
         priors.load(f"adm:{tmp_path / 'adm.pt'}", heads=1)
 
 
+def test_adm_files_with_gaps_are_named(tmp_path: Path) -> None:
+    """Whatever part of the network is missing, at whatever depth, and tensors that have no axes."""
+    whole, path = small_adm().state_dict(), tmp_path / "gap.pt"
+    names = [name.split(".") for name in whole]
+    parts = sorted({".".join(name[:depth]) for name in names for depth in range(1, 4)})
+    gaps = [{k: v for k, v in whole.items() if k != part and not k.startswith(f"{part}.")} for part in parts]
+    for state in [*gaps, whole | {"middle_block.1.norm.weight": torch.zeros(())}]:
+        torch.save(state, path)
+        with pytest.raises(ValueError, match=f"{path}.*(holds no U-Net of guided diffusion|do not fit ADM)"):
+            priors.load(f"adm:{path}", heads=1)
+
+
 def test_unknown_sources_names_and_options() -> None:
     with pytest.raises(ValueError, match="unknown network of deepinv 'dncnn'; known are drunet, "):
         priors.load("deepinv:dncnn")

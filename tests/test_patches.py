@@ -99,8 +99,10 @@ def test_a_prior_of_one_size_serves_larger_images() -> None:
     assert result.x.shape == (2, 1, 13, 9) and result.nfe == 3
 
 
-@pytest.mark.parametrize(("size", "overlap", "at_once"), [(0, 0, 1), (8, 5, 1), (8, -1, 1), (8, 4, 0)])
-def test_patches_out_of_range(size: int, overlap: int, at_once: int) -> None:
+@pytest.mark.parametrize(
+    ("size", "overlap", "at_once"), [(0, 0, 1), (8, 5, 1), (8, -1, 1), (8, 4, 0), (math.inf, 4, 1), (8, 0.5, 1)]
+)
+def test_patches_out_of_range(size: Any, overlap: Any, at_once: int) -> None:
     with pytest.raises(ValueError, match="an overlap from 0 to half of it"):
         Patched(Local(), size, overlap, at_once)
 

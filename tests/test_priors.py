@@ -189,6 +189,17 @@ def test_bad_files(shipped: Path, tmp_path: Path) -> None:
         save_file({"weight": torch.zeros(3)}, path, {"format": "invdiff-unet", **header})
         with pytest.raises(ValueError, match="does not describe a network"):
             priors.load(path)
+    nan, inf = float("nan"), float("inf")
+    odd = {"std": [0.0, -0.1, nan, inf, "x"], "mean": [nan, None], "sigma_min": [-0.1, 0.0, 30.0, nan], "sigma_max": [nan, inf]}
+    odd |= {"widths": [[], [0], [8.5]], "channels": [0], "blocks": [-1], "patch": [0]}
+    for key, value in ((key, value) for key, values in odd.items() for value in values):
+        config = json.dumps({"widths": [8, 16], key: value})
+        save_file({"weight": torch.zeros(3)}, path, {"format": "invdiff-unet", "config": config})
+        with pytest.raises(ValueError, match=f"{path}: its header does not describe a network .*get the file again"):
+            priors.load(path)
+    save_file({"weight": torch.tensor([0.0, nan])}, path, {"format": "invdiff-unet"})
+    with pytest.raises(ValueError, match=f"{path}: weight holds values that are not finite"):
+        priors.load(path)
     config = json.dumps({"widths": [8, 16], "blocks": 2})
     save_file({"weight": torch.zeros(3)}, path, {"format": "invdiff-unet", "config": config})
     with pytest.raises(ValueError, match="do not fit"):

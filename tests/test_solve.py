@@ -232,6 +232,37 @@ def test_strategies_refuse_what_they_cannot_do() -> None:
             solve(y, lambda x: x**2, prior(), strategy, noise=0.1)
 
 
+class Detached(operators.Linear):
+    """Half of an image, by way of NumPy or without a graph, as measuring code of others does."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__(0.1)
+        self.how = how
+
+    def A(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+        if self.how == "numpy":
+            return torch.from_numpy(x.numpy() / 2)
+        return (x.detach() if self.how == "detach" else x) / 2
+
+    A_adjoint = A
+
+
+@pytest.mark.parametrize("how", ["numpy", "detach"])
+def test_an_operator_without_a_gradient_is_refused_before_any_evaluation(how: str) -> None:
+    A, y = Detached(how), torch.full((1, 1, 4, 4), 0.3)
+
+    def never(x: Tensor, sigma: float) -> Tensor:
+        raise AssertionError("the prior was called")
+
+    for name, operator in (("dps", A), ("mcg", A), ("dps", A.A), ("reddiff", A.A)):
+        with pytest.raises(ValueError, match=r"needs an operator that can be differentiated; .* without .detach\(\)"):
+            solve(y, operator, never, name, noise=0.1)
+    for name in ("pigdm", "diffpir", "reddiff"):  # these take its adjoint
+        prior = priors.Gaussian(torch.full((1, 4, 4), 0.5), 0.04)
+        results = [solve(y, operator, prior, name, steps=5) for operator in (A, Detached("as it should be"))]
+        torch.testing.assert_close(results[0].samples, results[1].samples)
+
+
 @pytest.mark.parametrize("factor", [math.nan, 100.0])
 def test_a_prior_that_breaks_raises(factor: float) -> None:
     y, A = problem(1)

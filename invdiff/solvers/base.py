@@ -42,6 +42,24 @@ class Strategy:
         """Draw one image a row."""
         raise NotImplementedError
 
+    def _need_gradient(self, p: Problem) -> None:
+        """Refuse an operator that autograd cannot follow: the gradient of the likelihood would fail, or be zero."""
+        mean = torch.as_tensor(p.prior.mean, dtype=p.y.dtype, device=p.y.device)
+        x = mean.expand(len(p.y), *p.randn.shape).clone().requires_grad_()
+        try:
+            with torch.enable_grad():
+                followed = p.A.A(x).requires_grad
+        except RuntimeError as error:
+            if "requires grad" not in str(error):  # what .numpy() says
+                raise
+            followed = False
+        if not followed:
+            self._refuse(
+                "an operator that can be differentiated",
+                "compute it with torch functions alone, without .detach(), .numpy() or torch.no_grad(), or, if it is linear, "
+                "give it an adjoint and use DiffPIR",
+            )
+
     def _refuse(self, what: str, remedy: str) -> None:
         raise ValueError(f"{type(self).__name__} needs {what}; {remedy}")
 

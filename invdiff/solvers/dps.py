@@ -34,6 +34,9 @@ class DPS(Guided):
     steps: int = 100
     weight: float = 1.0
 
+    def check(self, p: Problem) -> None:
+        self._need_gradient(p)
+
     def estimate(self, p: Problem, x: Tensor, s: float) -> Estimate:
         x0, step = likelihood_step(p, x, s, self.weight)
         return posterior_estimate(x, x0 + step, s)

@@ -29,6 +29,7 @@ class MCG(DPS):
     def check(self, p: Problem) -> None:
         if not p.linear:
             self._refuse("a linear operator with a pseudo-inverse", "use DPS for this one")
+        super().check(p)
 
     def move(self, p: Problem, x: Tensor, s: float, t: float, memory: dict[str, Tensor]) -> Tensor:
         x = super().move(p, x, s, t, memory)

@@ -42,6 +42,8 @@ class REDDiff(Strategy):
     def check(self, p: Problem) -> None:
         if not p.gaussian:
             self._refuse(f"Gaussian noise, not {p.noise}", "use DPS, or give noise=<standard deviation>")
+        if not p.linear:
+            self._need_gradient(p)
 
     def sample(self, p: Problem) -> Tensor:
         levels = ladder(self.steps, *p.levels(self.sigma_max, self.sigma_min))[:-1]
