@@ -33,7 +33,8 @@ def load(name_or_path: str | Path, **options: Any) -> Denoiser | LatentPrior:
     """Load a prior: one that ships, one trained by ``invdiff train``, or a published checkpoint of another project.
 
     ``natural``, ``FILE.safetensors``
-        A name out of :func:`names`, or a file written by ``invdiff train``.
+        A name out of :func:`names`, or a file written by ``invdiff train``. A ``LatentPrior`` where the name ends in
+        ``-latent``, and where the recipe had an autoencoder.
     ``deepinv:NAME``, ``deepinv:NAME:FILE``
         A network of deepinv with the weights it publishes, or with yours (:func:`invdiff.priors.from_deepinv.load`).
     ``diffusers:NAME_OR_FOLDER``
@@ -55,8 +56,8 @@ def load(name_or_path: str | Path, **options: Any) -> Denoiser | LatentPrior:
     return load_network(name_or_path)
 
 
-def load_network(name_or_path: str | Path) -> DenoisingUNet:
-    """A network of this project: one that ships, or a ``.safetensors`` file written by ``invdiff train``."""
+def load_network(name_or_path: str | Path) -> DenoisingUNet | LatentPrior:
+    """Networks of this project: of a prior that ships, or a ``.safetensors`` file written by ``invdiff train``."""
     name, path = str(name_or_path), Path(name_or_path)
     if name in names():
         path = WEIGHTS / f"{name}.safetensors"

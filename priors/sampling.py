@@ -9,9 +9,10 @@ from itertools import chain
 import numpy as np
 import torch
 from deepinv.models import Denoiser
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from invdiff.priors.latent import LatentPrior
 from invdiff.samplers import DPMSolver2M, Estimate, Sampler, ladder, reverse
 
 SAMPLER = DPMSolver2M()
@@ -19,7 +20,7 @@ TOGETHER = 2**18  # pixels computed at a time
 
 
 def sample(
-    prior: Denoiser,
+    prior: Denoiser | LatentPrior,
     shape: tuple[int, int, int, int],
     *,
     seed: int = 0,
@@ -33,11 +34,16 @@ def sample(
     ``prior.sigma_min``, and then to 0. Image ``i`` depends on (seed, i) alone, however many are drawn and on whatever device;
     to rounding. ``progress(share)`` is called after every level.
 
-    :param prior: with ``mean``, ``std``, ``sigma_min`` and ``sigma_max``; ``priors.as_prior`` adds them to any denoiser.
+    :param prior: with ``mean``, ``std``, ``sigma_min`` and ``sigma_max``; ``priors.as_prior`` adds them to any denoiser. Of a
+        ``LatentPrior`` latents are drawn and decoded; how many channels the images have is then up to its decoder.
     :raises ValueError: the shape is not four positive numbers, or ``steps`` is under 1.
     """
     if len(shape) != 4 or min(shape) < 1:
         raise ValueError(f"shape is (n, C, H, W), four positive numbers, got {tuple(shape)}")
+    if isinstance(prior, LatentPrior):
+        latents = (shape[0], *prior.latent_shape(shape[1:]))
+        z = sample(prior.denoiser, latents, seed=seed, steps=steps, sampler=sampler, progress=progress)
+        return decoded(prior, z, shape[2:])
     device = device_of(prior)
     levels = ladder(steps, float(prior.sigma_max), float(prior.sigma_min))
     mean = torch.as_tensor(prior.mean, dtype=torch.float32, device=device)
@@ -74,7 +80,14 @@ def sample(
     return torch.cat(parts)
 
 
-def device_of(prior: Denoiser) -> torch.device:
+@torch.no_grad()
+def decoded(prior: LatentPrior, z: Tensor, size: tuple[int, int]) -> Tensor:
+    """The images (n, C, H, W) of latents (n, c, h, w), some at a time on the prior's device, and brought back."""
+    chunk = max(1, TOGETHER // (size[0] * size[1]))
+    return torch.cat([prior.decode(part.to(device_of(prior)), size).to(z.device) for part in z.split(chunk)])
+
+
+def device_of(prior: nn.Module) -> torch.device:
     """The device of a prior's parameters and buffers; the CPU for one without."""
     return next((p.device for p in chain(prior.parameters(), prior.buffers())), torch.device("cpu"))
 

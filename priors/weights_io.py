@@ -5,29 +5,39 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from invdiff.priors.autoencoder import Autoencoder, AutoencoderConfig, latent_prior
+from invdiff.priors.latent import LatentPrior
 from invdiff.priors.network import DenoisingUNet, NetworkConfig
 
+C = TypeVar("C", NetworkConfig, AutoencoderConfig)
+UNET, LATENT = "invdiff-unet", "invdiff-latent"  # a denoiser of images; an autoencoder and a denoiser of its latents
 
-def save_weights(net: DenoisingUNet, path: str | Path) -> None:
-    """Write ``net`` as fp16 safetensors, atomically."""
+
+def save_weights(prior: DenoisingUNet | LatentPrior, path: str | Path) -> None:
+    """Write ``prior``, or one made by ``latent_prior``, as fp16 safetensors, atomically."""
     from safetensors.torch import save_file
 
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")
-    tensors = {k: v.detach().half().cpu().contiguous() for k, v in net.state_dict().items()}
+    tensors = {k: v.detach().half().cpu().contiguous() for k, v in prior.state_dict().items()}
+    if isinstance(prior, LatentPrior):
+        config = {"denoiser": asdict(prior.denoiser.config), "autoencoder": asdict(prior.autoencoder.config)}
+        notes = {"format": LATENT, "config": json.dumps(config)}
+    else:
+        notes = {"format": UNET, "config": json.dumps(asdict(prior.config))}
     try:
-        save_file(tensors, temporary, {"format": "invdiff-unet", "config": json.dumps(asdict(net.config))})
+        save_file(tensors, temporary, notes)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def load_weights(path: str | Path) -> DenoisingUNet:
+def load_weights(path: str | Path) -> DenoisingUNet | LatentPrior:
     """Read what :func:`save_weights` wrote; a file that is not one raises ``ValueError`` with the reason."""
     from safetensors import SafetensorError, safe_open
 
@@ -39,21 +49,29 @@ def load_weights(path: str | Path) -> DenoisingUNet:
         raise ValueError(
             f"{path} is not a readable safetensors file ({error}); it may be truncated, get it again"
         ) from error
-    if metadata.get("format") != "invdiff-unet":
+    if metadata.get("format") not in (UNET, LATENT):
         raise ValueError(
             f"{path} is a safetensors file, but not one of an invdiff network (written by `invdiff train`)"
         )
     try:
         config: dict[str, Any] = json.loads(metadata["config"])
-        config["widths"] = tuple(config["widths"])
-        net = DenoisingUNet(NetworkConfig(**config))
+        prior: DenoisingUNet | LatentPrior
+        if metadata["format"] == UNET:
+            prior = DenoisingUNet(_config(NetworkConfig, config))
+        else:
+            net = DenoisingUNet(_config(NetworkConfig, config["denoiser"]))
+            prior = latent_prior(net, Autoencoder(_config(AutoencoderConfig, config["autoencoder"])))
     except (LookupError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path}: its header does not describe a network ({error!r}); get the file again") from error
     try:
-        net.load_state_dict(tensors)
+        prior.load_state_dict(tensors)
     except RuntimeError as error:
         raise ValueError(f"{path}: the weights do not fit the network its header describes ({error})") from error
-    return net.to(memory_format=torch.channels_last).eval().requires_grad_(False)
+    return prior.to(memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
+
+
+def _config(kind: type[C], values: dict[str, Any]) -> C:
+    return kind(**{**values, "widths": tuple(values["widths"])})
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
