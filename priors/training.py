@@ -48,7 +48,7 @@ from invdiff.priors.registry import load_network
 from invdiff.priors.sampling import decoded, device_of, sheet
 from invdiff.priors.weights_io import save_weights
 
-AUTOENCODER_SHARE = 1 / 3  # of the minutes, where there is one
+AUTOENCODER_SHARE = 1 / 2  # of the minutes, at most
 STANDARD = 512  # crops by whose latents their mean and spread are measured
 
 M = TypeVar("M", bound=nn.Module)
@@ -72,7 +72,7 @@ def train(
     whose weights a new run begins with (fine-tuning); its network has to be the recipe's. Figures are measured on the
     images below ``held``, or on those of ``data`` that the recipe holds out, which are then not trained on.
 
-    With an autoencoder in the recipe that comes first, for its own steps or a third of the minutes; with ``start`` it is that of
+    With an autoencoder in the recipe that comes first, for its own steps or half of the minutes; with ``start`` it is that of
     the prior begun with, and stays as it is.
 
     The run ends after ``recipe.steps`` steps, or after ``minutes`` if that comes first; the learning rate
@@ -98,10 +98,12 @@ def train(
     stage = _Stage(folder, "", recipe, begun, recipe.steps, recipe.learning_rate, minutes, checkpoint_every, report)
     shown = tests[:4]
     latent: LatentPrior | None = None
+    after = ""
     if isinstance(begin, LatentPrior):
         latent = latent_prior(net, begin.autoencoder.to(target))
     elif recipe.autoencoder is not None:
-        latent, stage = _train_autoencoder(net, crops, shown, recipe.autoencoder, stage)
+        latent, steps, stage = _train_autoencoder(net, crops, shown, recipe.autoencoder, stage)
+        after = f" after {steps} of the autoencoder"
     if latent is not None:
         crops.encode = partial(_encode, latent)
 
@@ -124,7 +126,7 @@ def train(
     path = folder / f"{recipe.name}.safetensors"
     save_weights(prior, path)
     source = f"{crops.images} images" if crops.images else "images drawn for it"
-    trained = f"in {step} steps ({seconds / 60:.0f} minutes) on {source}"
+    trained = f"in {step} steps ({seconds / 60:.0f} minutes){after} on {source}"
     print(f"measuring on {len(tests)} held-out images", file=sys.stderr)
     if begin is not None:
         trained += f", from the weights of {start}"
@@ -145,8 +147,8 @@ def _shapes(prior: DenoisingUNet | LatentPrior) -> tuple[NetworkConfig, Autoenco
 
 def _train_autoencoder(
     net: DenoisingUNet, crops: Crops, shown: list[Tensor], section: AutoencoderRecipe, stage: _Stage
-) -> tuple[LatentPrior, _Stage]:
-    """Train the autoencoder for ``net``, the denoiser of its latents; return both, and the stage that trains the latter.
+) -> tuple[LatentPrior, int, _Stage]:
+    """Train the autoencoder for ``net``, the denoiser of its latents; return both, the steps, and the stage that trains ``net``.
 
     Once that stage has a checkpoint the autoencoder is left as it is: its latents must not change any more.
     """
@@ -171,12 +173,14 @@ def _train_autoencoder(
             pairs = [images, latent_prior(net, ema).project(images.to(target)).cpu()]
         write_image(stage.folder / "autoencoder-sheet.png", sheet(torch.stack(pairs, 1).flatten(0, 1), columns=2))
 
-    ema, _, _ = _fit(autoencoder, loss, first, score, look, final=stage.path.exists())
+    ema, steps, seconds = _fit(autoencoder, loss, first, score, look, final=stage.path.exists())
     second = replace(
-        stage.part(AUTOENCODER_SHARE, 1), begun=f"{stage.begun}, autoencoder {_digest(list(ema.parameters()))}"
+        stage.part(AUTOENCODER_SHARE, 1),
+        minutes=stage.minutes and max(stage.minutes - seconds / 60, 1e-9),
+        begun=f"{stage.begun}, autoencoder {_digest(list(ema.parameters()))}",
     )
     ema.standardise(torch.cat([crops.batch(i)[0] for i in range(math.ceil(STANDARD / stage.recipe.batch))]).to(target))
-    return latent_prior(net, ema), second
+    return latent_prior(net, ema), steps, second
 
 
 @torch.no_grad()

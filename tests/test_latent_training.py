@@ -146,6 +146,7 @@ def test_a_run_leaves_one_file_with_both(run: Path) -> None:
     held = data.load_data(TINY, None, None)[1]
     known = cards.header(run / "toy.safetensors")
     assert known["reconstruction"] == pytest.approx(reconstruction_psnr(prior, held), abs=0.01)
+    assert "in 3 steps" in (run / "toy.md").read_text() and "after 3 of the autoencoder" in (run / "toy.md").read_text()
     assert "psnr" not in known and known["distance"] > 0 and known["size"] == 28
     for name in ("sheet.png", "autoencoder-sheet.png"):
         with Image.open(run / name) as picture:
