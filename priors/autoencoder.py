@@ -113,6 +113,7 @@ class Autoencoder(nn.Module):
         the file.
         """
         std, mean = torch.std_mean(self.encode(x), (0, 2, 3))
+        std = std.clamp(min=0.01)  # a channel that training gave up stays silent
         last, first = self.encoder[-1], self.decoder[0]
         assert isinstance(last, nn.Conv2d) and isinstance(first, nn.Conv2d)
         assert last.bias is not None and first.bias is not None

@@ -176,7 +176,7 @@ def _train_autoencoder(
     ema, steps, seconds = _fit(autoencoder, loss, first, score, look, final=stage.path.exists())
     second = replace(
         stage.part(AUTOENCODER_SHARE, 1),
-        minutes=stage.minutes and max(stage.minutes - seconds / 60, 1e-9),
+        minutes=stage.minutes and max(stage.minutes - seconds / 60, 1e-9),  # 0 would be no limit
         begun=f"{stage.begun}, autoencoder {_digest(list(ema.parameters()))}",
     )
     ema.standardise(torch.cat([crops.batch(i)[0] for i in range(math.ceil(STANDARD / stage.recipe.batch))]).to(target))

@@ -88,6 +88,14 @@ def test_standardised_latents_decode_to_the_same() -> None:
     assert all(torch.equal(p, p.half().float()) for p in net.parameters())
 
 
+def test_a_channel_that_says_nothing_stays_silent() -> None:
+    net, x = autoencoder(), randn(8, 1, 16, 16)
+    net.encoder[-1].weight[1] = 0.0
+    net.standardise(x)
+    z = net.encode(x)
+    assert bool((z[:, 1] == 0).all()) and 0.9 < float(z[:, 0].std()) < 1.1
+
+
 def test_it_learns_under_noise_of_its_latents() -> None:
     """On images of one number each, which two latents a place can hold."""
     torch.manual_seed(0)
