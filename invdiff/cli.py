@@ -284,8 +284,6 @@ def sample(
 
     check_writable(out)
     model = priors.load(prior).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if hasattr(model, "decode"):
-        raise ValueError(f"{prior} is a prior of latents, not of images; draw from it in Python: priors.sample, then decode")
     side = int(header(prior).get("size", 64)) if size is None else size
     with _bar() as bar:
         line = bar.add_task(f"{n} images of {side}x{side}", total=1.0)

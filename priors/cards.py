@@ -2,7 +2,7 @@
 
     about: what the prior knows, in one line          terms: source of the training images, and their terms
     size: side of the images trained on, in pixels    held_out: how many images were held out, and how
-    psnr, rmse, spread, bias, distance, distance_real: measured on the held-out images, see evaluation.Quality
+    psnr, rmse, spread, bias, distance, distance_real, reconstruction: measured on the held-out images, see evaluation.Quality
 
 Figures stand there alone, not again in the text.
 """
@@ -17,6 +17,7 @@ import yaml
 
 from invdiff.priors import registry
 from invdiff.priors.evaluation import Quality
+from invdiff.priors.latent import LatentPrior
 from invdiff.priors.recipe import Recipe
 
 NOT_STATED = "not stated"
@@ -48,20 +49,26 @@ def header(name_or_path: str | Path) -> dict[str, Any]:
 def describe(name: str) -> str:
     """A prior that ships, in four lines: what it knows; size, images and noise; quality; source and terms of its data."""
     known, prior = header(name), registry.load_network(name)
-    config = prior.config
     parameters = sum(p.numel() for p in prior.parameters()) / 1e6
     megabytes = (registry.WEIGHTS / f"{name}.safetensors").stat().st_size / 1e6
-    kind = {1: "gray", 2: "complex (2 channels)", 3: "colour or gray"}[config.channels]
+    size = f"trained on {known.get('size', '?')}x{known.get('size', '?')}"
+    if isinstance(prior, LatentPrior):
+        channels, config, unit = prior.autoencoder.config.channels, prior.denoiser.config, " of latents"
+        size += f"; latents of {prior.channels} channels, 1/{prior.factor} of the size"
+        quality = f"autoencoder, dB: {known.get('reconstruction', 'not measured')}"
+    else:
+        channels, config, unit = prior.config.channels, prior.config, ""
+        psnr = ", ".join(f"{value:.2f} at {level}" for level, value in known.get("psnr", {}).items())
+        quality = f"denoising, dB at noise of 255: {psnr or 'not measured'}"
+    kind = {1: "gray", 2: "complex (2 channels)", 3: "colour or gray"}[channels]
     network = f"{megabytes:.1f} MB, {parameters:.1f} million parameters"
-    images = f"{kind}, trained on {known.get('size', '?')}x{known.get('size', '?')}"
-    quality = ", ".join(f"{value:.2f} at {level}" for level, value in known.get("psnr", {}).items()) or "not measured"
     if "distance" in known:
         quality += f"; samples to real images {known['distance']:.4f}, real to real {known['distance_real']:.4f}"
     return "\n".join(
         (
             known.get("about", ""),
-            f"{network}; {images}; noise {config.sigma_min:g} to {config.sigma_max:g}",
-            f"denoising, dB at noise of 255: {quality}; held out: {known.get('held_out', NOT_STATED)}",
+            f"{network}; {kind}, {size}; noise {config.sigma_min:g} to {config.sigma_max:g}{unit}",
+            f"{quality}; held out: {known.get('held_out', NOT_STATED)}",
             f"data: {known.get('terms', NOT_STATED)}",
         )
     )
@@ -78,10 +85,16 @@ def write(recipe: Recipe, quality: Quality, held_out: str, trained: str) -> str:
     }
     front = yaml.safe_dump(known, sort_keys=False, allow_unicode=True, width=10**6)
     settings = "\n".join(f"    {f.name}: {getattr(recipe, f.name)}" for f in fields(recipe))
+    if recipe.autoencoder is None:
+        what, unit = "A denoising U-Net", "the pixel range"
+        first = "`psnr`: dB of one denoising by noise level, in 1/255"
+    else:
+        what, unit = "An autoencoder and a denoising U-Net of its latents", "the latents' spread"
+        first = "`reconstruction`: dB of an image encoded and decoded; the next three are of latents"
     return (
-        f"---\n{front}---\n\n# {recipe.name}\n\nA denoising U-Net trained by `invdiff train` {trained}. Noise range: "
-        f"{recipe.sigma_min:g} to {recipe.sigma_max:g}, in units of the pixel range.\n\n"
-        f"The header has what was measured on the held-out images. `psnr`: dB of one denoising by noise level, in 1/255. "
+        f"---\n{front}---\n\n# {recipe.name}\n\n{what} trained by `invdiff train` {trained}. Noise range: "
+        f"{recipe.sigma_min:g} to {recipe.sigma_max:g}, in units of {unit}.\n\n"
+        f"The header has what was measured on the held-out images. {first}. "
         "`rmse`: error by noise level; the higher the level, the nearer it should come to `spread`, that of the mean. "
         "`bias`: mean error at noise 0.01, in units of the noise; 0 is right.\n"
         + (

@@ -211,10 +211,11 @@ def load_data(recipe: Recipe, data: str | Path | None, held: str | Path | None) 
 
 
 class Crops:
-    """Random crops and noise for a step; a function of (recipe.seed, step) alone."""
+    """Random crops and noise for a step; a function of (recipe.seed, step) alone. ``encode`` makes latents of the crops."""
 
     def __init__(self, images: Iterable[Tensor], recipe: Recipe) -> None:
         self.recipe, images = recipe, list(images)
+        self.encode: Callable[[Tensor], Tensor] = lambda x: x
         self.levels = [[_shrink(im, s) for im in images if min(im.shape[1:]) * s >= recipe.crop] for s in recipe.scales]
         self.levels = [level for level in self.levels if level]
         self.images = len(images)
@@ -241,10 +242,10 @@ class Crops:
         return _finished(crop, r.images, g)
 
     def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Clean crops (B, C, S, S), noise levels (B,), and unit noise like the crops."""
+        """Clean crops (B, C, S, S), or their latents, noise levels (B,), and unit noise like the crops."""
         r = self.recipe
         g = torch.Generator().manual_seed(_seed(r.seed, step))
-        x0 = torch.stack([self.draw(g) for _ in range(r.batch)])
+        x0 = self.encode(torch.stack([self.draw(g) for _ in range(r.batch)]))
         noise = torch.randn(x0.shape, generator=g)
         log_sigma = r.log_sigma_mean + r.log_sigma_std * torch.randn(r.batch, generator=g)
         low, high = math.log(r.sigma_min), math.log(r.sigma_max)

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from deepinv.models import Denoiser
 from torch import Tensor
 from torch.nn import functional as F
 
+from invdiff.priors.latent import LatentPrior
 from invdiff.priors.sampling import device_of, sample
 
 PSNR_LEVELS = (5, 15, 25, 50, 100)  # of 255
@@ -30,36 +31,62 @@ class Quality:
     ``spread``: what the latter tends to at high noise, where nothing is better than the mean (:func:`spread`). ``bias``: mean
     error at ``LOW``, root mean square over images, in units of ``LOW``; 0 is right. ``distance``
     and ``distance_real``: :func:`sliced_wasserstein` from half of the real images to samples, and to the other half.
+
+    Of a ``LatentPrior``, ``rmse``, ``spread`` and ``bias`` are of latents, there is no ``psnr``, and ``reconstruction`` is the
+    :func:`reconstruction_psnr` of its autoencoder.
     """
 
-    psnr: dict[int, float]
+    psnr: dict[int, float] | None
     rmse: dict[float, float]
     spread: float
     bias: float
     distance: float | None = None
     distance_real: float | None = None
+    reconstruction: float | None = None
 
 
 def evaluate(
-    prior: Denoiser, images: Sequence[Tensor], generated: int = 0, progress: Callable[[float], None] | None = None
+    prior: Denoiser | LatentPrior,
+    images: Sequence[Tensor],
+    generated: int = 0,
+    progress: Callable[[float], None] | None = None,
 ) -> Quality:
     """Measure ``prior`` on held-out ``images`` (C, H, W), of which the :func:`measured` ones are denoised.
 
     With ``generated`` > 0 as many samples are drawn, and at most half of the images, which are then of one size: even-numbered
     images are one half of the real ones, odd-numbered ones the other.
     """
-    some = measured(images)
-    low, high = math.log(prior.sigma_min), math.log(prior.sigma_max)
+    psnr, reconstruction = None, None
+    if isinstance(prior, LatentPrior):
+        denoiser, clean = prior.denoiser, encoded(prior, images)
+        reconstruction = reconstruction_psnr(prior, images)
+    else:
+        denoiser, clean = prior, list(images)
+        psnr = {level: denoising_psnr(prior, measured(images), level / 255) for level in PSNR_LEVELS}
+    some = measured(clean)
+    low, high = math.log(denoiser.sigma_min), math.log(denoiser.sigma_max)
     levels = torch.linspace(low, high, RMSE_LEVELS, dtype=torch.float64).exp().tolist()
-    psnr = {level: denoising_psnr(prior, some, level / 255) for level in PSNR_LEVELS}
-    rmse = {float(f"{s:.2g}"): denoising_rmse(prior, some, s) for s in levels}
+    rmse = {float(f"{s:.2g}"): denoising_rmse(denoiser, some, s) for s in levels}
+    quality = Quality(psnr, rmse, spread(clean), denoising_bias(denoiser, some, LOW), reconstruction=reconstruction)
     n = min(generated, len(images) // 2)
-    bias = denoising_bias(prior, some, LOW)
     if n == 0:
-        return Quality(psnr, rmse, spread(images), bias)
+        return quality
     real, other = torch.stack(list(images[0 : 2 * n : 2])), torch.stack(list(images[1 : 2 * n : 2]))
     drawn = sample(prior, (n, *real.shape[1:]), progress=progress)  # type: ignore[arg-type]
-    return Quality(psnr, rmse, spread(images), bias, sliced_wasserstein(drawn, real), sliced_wasserstein(other, real))
+    distance, distance_real = sliced_wasserstein(drawn, real), sliced_wasserstein(other, real)
+    return replace(quality, distance=distance, distance_real=distance_real)
+
+
+@torch.no_grad()
+def encoded(prior: LatentPrior, images: Sequence[Tensor]) -> list[Tensor]:
+    """The latents (c, h, w) of images (C, H, W)."""
+    return [prior.encode(x[None].to(device_of(prior)))[0].to(x.device) for x in images]
+
+
+@torch.no_grad()
+def reconstruction_psnr(prior: LatentPrior, images: Sequence[Tensor]) -> float:
+    """Mean over images (C, H, W) of the PSNR (dB, peak 1) of ``decode(encode(x))``, clipped to [0, 1] unless complex."""
+    return sum(_psnr(prior.project(x[None].to(device_of(prior)))[0].to(x.device), x) for x in images) / len(images)
 
 
 def measured(images: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -72,12 +99,12 @@ def denoising_psnr(prior: Denoiser, images: Sequence[Tensor], sigma: float) -> f
 
     Image ``i`` gets noise from seed ``i``.
     """
-    values = []
-    for i, x0 in enumerate(images):
-        out = _denoised(prior, x0, sigma, i)
-        error = (out if len(x0) == 2 else out.clamp(0, 1)) - x0
-        values.append(-10 * math.log10(max(float(error.square().mean()), 1e-12)))
-    return sum(values) / len(values)
+    return sum(_psnr(_denoised(prior, x0, sigma, i), x0) for i, x0 in enumerate(images)) / len(images)
+
+
+def _psnr(x: Tensor, truth: Tensor) -> float:
+    error = (x if len(truth) == 2 else x.clamp(0, 1)) - truth
+    return -10 * math.log10(max(float(error.square().mean()), 1e-12))
 
 
 def denoising_rmse(prior: Denoiser, images: Sequence[Tensor], sigma: float) -> float:

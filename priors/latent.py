@@ -40,6 +40,8 @@ class LatentPrior(nn.Module):
     Linear Inverse Problems Provably via Posterior Sampling with Latent Diffusion Models", section 3 (latent DPS).
     """
 
+    denoiser: Any
+    autoencoder: Any  # set where encode and decode are its methods, to be moved and saved with the prior
     mean, std = 0.5, 0.25  # of images in [0, 1], by which ``solve`` checks the measurement
 
     def __init__(

@@ -4,22 +4,49 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
+from invdiff.priors.autoencoder import AutoencoderConfig
 from invdiff.priors.network import NetworkConfig
+
+T = TypeVar("T")
 
 # Kinds of images (priors/data.py), and how many channels each can have; complex images have two.
 KINDS = {"photographs": (1, 3), "digits": (1,), "hounsfield": (1,), "magnitude": (2,), "ellipses": (1,)}
 
 
 @dataclass(frozen=True)
+class AutoencoderRecipe:
+    """The section ``autoencoder`` of a recipe: shape and training of the autoencoder whose latents the prior is of."""
+
+    latents: int = 4
+    widths: tuple[int, ...] = (16, 32, 64)
+    blocks: int = 1
+    eta: float = 0.1
+    penalty: float = 0.01
+    steps: int = 10000
+    learning_rate: float = 2e-3
+
+    def __post_init__(self) -> None:
+        for key in ("latents", "blocks", "eta", "penalty", "steps", "learning_rate"):
+            if not getattr(self, key) > 0:
+                raise ValueError(f"{key} must be positive, got {getattr(self, key)}")
+        if len(self.widths) < 2 or min(self.widths) < 1:
+            raise ValueError(f"widths are two or more positive numbers, got {list(self.widths)}")
+
+
+@dataclass(frozen=True)
 class Recipe:
-    """Everything that fixes a training run; ``priors/recipes/*.yaml`` holds one file each."""
+    """Everything that fixes a training run; ``priors/recipes/*.yaml`` holds one file each.
+
+    With a section ``autoencoder`` the prior is one of its latents, which have mean 0 and spread 1: the noise levels are in
+    their unit, ``widths``, ``blocks`` and ``patch`` shape the denoiser of latents, ``channels``, ``mean`` and ``std`` are of the images.
+    """
 
     name: str
     about: str = ""
@@ -48,6 +75,7 @@ class Recipe:
     holdout_names: str = ""
     generated: int = 0
     seed: int = 0
+    autoencoder: AutoencoderRecipe | None = None
 
     @classmethod
     def load(cls, name: str | Path) -> Recipe:
@@ -70,17 +98,10 @@ class Recipe:
             raise ValueError(f"recipe {name}: not YAML ({' '.join(str(error).split())})") from None
         if not isinstance(values, dict) or "name" not in values:
             raise ValueError(f"recipe {name}: lines of 'key: value' are needed, the key 'name' among them")
-        kinds = {f.name: str(f.type) for f in fields(cls)}
-        unknown = set(values) - set(kinds)
-        if unknown:
-            raise ValueError(f"recipe {name}: unknown keys {sorted(map(str, unknown))}; allowed: {list(kinds)}")
-        for key, value in values.items():
-            try:
-                values[key] = _typed(value, kinds[key])
-            except (TypeError, ValueError):
-                raise ValueError(f"recipe {name}: {key} must be {_KINDS[kinds[key]]}, got {value!r}") from None
         try:
-            return cls(**values)
+            if isinstance(values.get("autoencoder"), dict):
+                values["autoencoder"] = _section(values["autoencoder"])
+            return _filled(cls, values)
         except ValueError as error:
             raise ValueError(f"recipe {name}: {error}") from None
 
@@ -116,10 +137,24 @@ class Recipe:
                 "seed is 0 or more and sigma_min below sigma_max, "
                 f"got {self.seed}, {self.sigma_min} and {self.sigma_max}"
             )
+        code = self.code()
+        if code is not None and self.crop % code.factor:
+            raise ValueError(f"crop is a multiple of {code.factor} with this autoencoder, got {self.crop}")
+        if code is not None and self.gray_share:
+            raise ValueError(f"gray_share is of priors of pixels, without an autoencoder; got {self.gray_share}")
 
     def network(self) -> NetworkConfig:
-        """The part of the recipe that shapes the network."""
-        return NetworkConfig(**{f.name: getattr(self, f.name) for f in fields(NetworkConfig)})
+        """The part of the recipe that shapes the denoising network."""
+        config = NetworkConfig(**{f.name: getattr(self, f.name) for f in fields(NetworkConfig)})
+        section = self.autoencoder
+        return config if section is None else replace(config, channels=section.latents, mean=0.0, std=1.0)
+
+    def code(self) -> AutoencoderConfig | None:
+        """The part of the recipe that shapes the autoencoder, if it has one."""
+        section = self.autoencoder
+        if section is None:
+            return None
+        return AutoencoderConfig(self.channels, section.latents, section.widths, section.blocks, self.mean, self.std)
 
 
 _KINDS = {
@@ -129,7 +164,30 @@ _KINDS = {
     "bool": "true or false",
     "tuple[int, ...]": "a list of whole numbers, e.g. [32, 64]",
     "tuple[float, ...]": "a list of numbers, e.g. [1.0, 0.5]",
+    "AutoencoderRecipe | None": "a section of 'key: value'",
 }
+_TYPES = {"int": int, "str": str, "bool": bool, "AutoencoderRecipe | None": AutoencoderRecipe}
+
+
+def _filled(cls: type[T], values: dict[str, Any]) -> T:
+    """``cls(**values)``, with values as YAML reads them; ``ValueError`` names the key."""
+    kinds = {f.name: str(f.type) for f in fields(cls)}  # type: ignore[arg-type]
+    unknown = set(values) - set(kinds)
+    if unknown:
+        raise ValueError(f"unknown keys {sorted(map(str, unknown))}; allowed: {list(kinds)}")
+    for key, value in values.items():
+        try:
+            values[key] = _typed(value, kinds[key])
+        except (TypeError, ValueError):
+            raise ValueError(f"{key} must be {_KINDS[kinds[key]]}, got {value!r}") from None
+    return cls(**values)
+
+
+def _section(values: dict[str, Any]) -> AutoencoderRecipe:
+    try:
+        return _filled(AutoencoderRecipe, values)
+    except ValueError as error:
+        raise ValueError(f"autoencoder: {error}") from None
 
 
 def _typed(value: Any, kind: str) -> Any:
@@ -145,6 +203,6 @@ def _typed(value: Any, kind: str) -> Any:
         if not math.isfinite(number):
             raise ValueError
         return number
-    if not isinstance(value, {"int": int, "str": str, "bool": bool}[kind]):
+    if not isinstance(value, _TYPES[kind]):
         raise TypeError
     return value

@@ -36,9 +36,9 @@ def load(
     """Load a prior: one that ships, one trained by ``invdiff train``, or a published checkpoint of another project.
 
     ``natural``, ``FILE.safetensors``
-        A name out of :func:`names`, or a file written by ``invdiff train``. A file of low-rank adapters
-        (:mod:`invdiff.priors.lora`) is loaded with the prior it was trained on; where that has moved,
-        ``load(prior, adapter=FILE)`` says where it is.
+        A name out of :func:`names`, or a file written by ``invdiff train``. A ``LatentPrior`` where the name ends in
+        ``-latent``, and where the recipe had an autoencoder. A file of low-rank adapters (:mod:`invdiff.priors.lora`) is loaded
+        with the prior it was trained on; where that has moved, ``load(prior, adapter=FILE)`` says where it is.
     ``deepinv:NAME``, ``deepinv:NAME:FILE``
         A network of deepinv with the weights it publishes, or with yours (:func:`invdiff.priors.from_deepinv.load`).
     ``diffusers:NAME_OR_FOLDER``
@@ -62,11 +62,14 @@ def load(
     return load_network(name_or_path, adapter)
 
 
-def load_network(name_or_path: str | Path, adapter: str | Path | None = None) -> DenoisingUNet:
-    """A network of this project: one that ships, or a ``.safetensors`` file written by ``invdiff train``."""
+def load_network(name_or_path: str | Path, adapter: str | Path | None = None) -> DenoisingUNet | LatentPrior:
+    """Networks of this project: of a prior that ships, or a ``.safetensors`` file written by ``invdiff train``."""
     path = weights_file(name_or_path)
     if adapter is not None:
-        return lora.merge(load_network(path), weights_file(adapter), sha256(path))
+        net = load_network(path)
+        if isinstance(net, LatentPrior):
+            raise ValueError(f"{name_or_path} is a prior of latents; adapters are of priors of images")
+        return lora.merge(net, weights_file(adapter), sha256(path))
     base = lora.base_of(path)
     if base is None:
         return load_weights(path)

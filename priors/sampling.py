@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from deepinv.models import Denoiser
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from invdiff.priors.condition import Condition, select, told
+from invdiff.priors.latent import LatentPrior
 from invdiff.priors.wrap import as_prior
 from invdiff.samplers import DPMSolver2M, Estimate, Sampler, ladder, reverse
 
@@ -38,13 +38,20 @@ def sample(
     to rounding. ``progress(share)`` is called after every level.
 
     :param prior: any denoiser ``prior(x, sigma)``; where it does not say its pixels' ``mean`` and ``std`` and its noise range, those of
-        :func:`~invdiff.priors.as_prior` are taken. Of a ``LatentPrior``, give its ``denoiser``, and decode what is drawn.
+        :func:`~invdiff.priors.as_prior` are taken. Of a ``LatentPrior`` latents are drawn and decoded; how many channels the
+        images have is then up to its decoder.
     :param condition: what the prior is told of the images, one for all or one an image, as in ``solve``.
     :raises ValueError: the shape is not four positive numbers, ``steps`` is under 1, or the condition is of another number of images.
     :raises TypeError: the prior is no denoiser of images, or takes no condition and there is one.
     """
     if len(shape) != 4 or min(shape) < 1:
         raise ValueError(f"shape is (n, C, H, W), four positive numbers, got {tuple(shape)}")
+    if isinstance(prior, LatentPrior):
+        latents = (shape[0], *prior.latent_shape(shape[1:]))
+        z = sample(
+            prior.denoiser, latents, seed=seed, steps=steps, sampler=sampler, condition=condition, progress=progress
+        )
+        return decoded(prior, z, shape[2:])
     prior = as_prior(prior)
     device = device_of(prior)
     rows = told(prior, condition, shape[0], device)
@@ -85,7 +92,14 @@ def sample(
     return torch.cat(parts)
 
 
-def device_of(prior: Denoiser) -> torch.device:
+@torch.no_grad()
+def decoded(prior: LatentPrior, z: Tensor, size: tuple[int, int]) -> Tensor:
+    """The images (n, C, H, W) of latents (n, c, h, w), some at a time on the prior's device, and brought back."""
+    chunk = max(1, TOGETHER // (size[0] * size[1]))
+    return torch.cat([prior.decode(part.to(device_of(prior)), size).to(z.device) for part in z.split(chunk)])
+
+
+def device_of(prior: nn.Module) -> torch.device:
     """The device of a prior's parameters and buffers; the CPU for one without."""
     return next((p.device for p in chain(prior.parameters(), prior.buffers())), torch.device("cpu"))
 

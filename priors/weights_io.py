@@ -5,18 +5,28 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from invdiff.io import write_atomically
+from invdiff.priors.autoencoder import Autoencoder, AutoencoderConfig, latent_prior
+from invdiff.priors.latent import LatentPrior
 from invdiff.priors.network import DenoisingUNet, NetworkConfig
 
+C = TypeVar("C", NetworkConfig, AutoencoderConfig)
+UNET, LATENT = "invdiff-unet", "invdiff-latent"  # a denoiser of images; an autoencoder and a denoiser of its latents
 
-def save_weights(net: DenoisingUNet, path: str | Path) -> None:
-    """Write ``net`` as fp16 safetensors, atomically."""
-    write_tensors(net.state_dict(), path, {"format": "invdiff-unet", "config": json.dumps(asdict(net.config))})
+
+def save_weights(prior: DenoisingUNet | LatentPrior, path: str | Path) -> None:
+    """Write ``prior``, or one made by ``latent_prior``, as fp16 safetensors, atomically."""
+    if isinstance(prior, LatentPrior):
+        config = {"denoiser": asdict(prior.denoiser.config), "autoencoder": asdict(prior.autoencoder.config)}
+        header = {"format": LATENT, "config": json.dumps(config)}
+    else:
+        header = {"format": UNET, "config": json.dumps(asdict(prior.config))}
+    write_tensors(prior.state_dict(), path, header)
 
 
 def write_tensors(tensors: dict[str, Tensor], path: str | Path, header: dict[str, str]) -> None:
@@ -45,24 +55,32 @@ def read_tensors(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     return header, tensors
 
 
-def load_weights(path: str | Path) -> DenoisingUNet:
+def load_weights(path: str | Path) -> DenoisingUNet | LatentPrior:
     """Read what :func:`save_weights` wrote; a file that is not one raises ``ValueError`` with the reason."""
     metadata, tensors = read_tensors(path)
-    if metadata.get("format") != "invdiff-unet":
+    if metadata.get("format") not in (UNET, LATENT):
         raise ValueError(
             f"{path} is a safetensors file, but not one of an invdiff network (written by `invdiff train`)"
         )
     try:
         config: dict[str, Any] = json.loads(metadata["config"])
-        config["widths"] = tuple(config["widths"])
-        net = DenoisingUNet(NetworkConfig(**config))
+        prior: DenoisingUNet | LatentPrior
+        if metadata["format"] == UNET:
+            prior = DenoisingUNet(_config(NetworkConfig, config))
+        else:
+            net = DenoisingUNet(_config(NetworkConfig, config["denoiser"]))
+            prior = latent_prior(net, Autoencoder(_config(AutoencoderConfig, config["autoencoder"])))
     except (LookupError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path}: its header does not describe a network ({error!r}); get the file again") from error
     try:
-        net.load_state_dict(tensors)
+        prior.load_state_dict(tensors)
     except RuntimeError as error:
         raise ValueError(f"{path}: the weights do not fit the network its header describes ({error})") from error
-    return net.to(memory_format=torch.channels_last).eval().requires_grad_(False)
+    return prior.to(memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
+
+
+def _config(kind: type[C], values: dict[str, Any]) -> C:
+    return kind(**{**values, "widths": tuple(values["widths"])})
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
