@@ -49,12 +49,18 @@ class PriorDraw:
                 lambda x, s: posterior_estimate(x, p.denoise(x, s), s), x, s, t, p.randn, memory
             )
 
-        low = min(max(self.depth * r, p.prior.sigma_min), 0.9 * r)
+        low = min(max(self.depth * r, lowest(p)), 0.9 * r)
         return reverse(move, z, ladder(self.levels, r, low), lambda: None)
 
 
+def lowest(p: Problem) -> float:
+    """The lowest level that a prior is asked for: a quarter of its least, where it all but returns what it is given."""
+    return float(p.prior.sigma_min) / 4
+
+
 def operator_norm(p: Problem) -> float:
-    """Largest singular value of ``A``; where it is not linear, of its derivative at the prior's mean. Of all rows the largest."""
+    """Largest singular value of ``A``; where it is not linear, of its derivative at an image of white noise
+    of the prior's mean and spread. Of all rows the largest."""
     if "norm" not in p.cache:
         mean = torch.as_tensor(p.prior.mean, dtype=p.y.dtype, device=p.y.device)
         x = mean.expand(len(p.y), *p.randn.shape).contiguous()
@@ -67,9 +73,10 @@ def operator_norm(p: Problem) -> float:
 
 
 def _power_iteration(p: Problem, x: Tensor) -> Tensor:
-    """Norm of the derivative ``J`` of ``A`` at ``x``: ``v <- J^T J v / |J^T J v|``, ``J v`` by a finite difference."""
-    z, h = p.A.A(x), 0.01 * p.prior.std * x[0].numel() ** 0.5
+    """Norm of the derivative ``J`` of ``A`` around ``x``: ``v <- J^T J v / |J^T J v|``, ``J v`` by a finite difference."""
     v = torch.randn(tuple(x.shape[1:]), generator=torch.Generator().manual_seed(0), dtype=x.dtype).to(x.device).expand_as(x)
+    x, h = x + p.prior.std * v, 0.01 * p.prior.std * x[0].numel() ** 0.5
+    z = p.A.A(x)
     length = per_row(v.square(), v.ndim).sqrt()
     for _ in range(20):
         v = v / length.clamp(min=torch.finfo(x.dtype).tiny)

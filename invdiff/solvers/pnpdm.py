@@ -10,7 +10,7 @@ from torch import Tensor
 from invdiff.problem import Problem
 from invdiff.samplers import ladder
 from invdiff.solvers.base import Reverse
-from invdiff.solvers.likelihood import HMC, PriorDraw, gaussian_draw, operator_norm
+from invdiff.solvers.likelihood import HMC, PriorDraw, gaussian_draw, lowest, operator_norm
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class PnPDM(Reverse):
     bias there is, is what a finite number of levels has not yet forgotten, and halves as they double. It begins at twice the
     prior's spread. Otherwise :class:`~invdiff.solvers.likelihood.HMC`, with p(y | z) for p(y | x0), and the ladder ends at ``0.3 sigma_y / |A|``.
 
-    The first half takes :class:`~invdiff.solvers.likelihood.PriorDraw`'s evaluations, 6 unless set otherwise; none is differentiated.
+    The first half takes :class:`~invdiff.solvers.likelihood.PriorDraw`'s evaluations, 10 unless set otherwise; none is differentiated.
 
     Wu et al. 2024, "Principled Probabilistic Imaging using Diffusion Models as Plug-and-Play Priors", algorithm 1.
     """
@@ -34,7 +34,7 @@ class PnPDM(Reverse):
     )
 
     steps: int = 150
-    draw: PriorDraw = PriorDraw()  # noqa: RUF009 (an immutable value)
+    draw: PriorDraw = PriorDraw(levels=3, depth=0.15)  # noqa: RUF009 (an immutable value)
     hmc: HMC = HMC()  # noqa: RUF009
 
     def ladder(self, p: Problem) -> list[float]:
@@ -42,7 +42,7 @@ class PnPDM(Reverse):
         high = min(2 * p.prior.std, p.prior.sigma_max) if self.sigma_max is None else self.sigma_max
         share = 0.7 if p.linear and p.gaussian else 0.3
         low = share * float(p.sigma_y.min()) / operator_norm(p) if self.sigma_min is None else self.sigma_min
-        low, hold = min(max(low, p.prior.sigma_min), high), self.steps // 10
+        low, hold = min(max(low, lowest(p)), high), self.steps // 10
         return [*ladder(self.steps - hold, high, low)[:-1], *[low] * hold, 0.0]
 
     def move(self, p: Problem, x: Tensor, s: float, t: float, memory: dict[str, Tensor]) -> Tensor:
