@@ -121,7 +121,7 @@ def test_pnpdm_default_is_nearly_exact_for_a_gaussian_prior() -> None:
     posterior, result = prior.posterior(y, A), solve(y, A, prior, "pnpdm", samples=600)
     bias = float(((result.x - posterior.mean) / posterior.std).square().mean().sqrt())
     ratio = float(result.samples.var(0).mean().sqrt() / posterior.std.square().mean().sqrt())
-    assert bias < 0.05 and 0.97 < ratio < 1.03, (bias, ratio)
+    assert bias < 0.05 and abs(ratio - 1) < 0.05, (bias, ratio)  # chance: 0.02
 
 
 def test_bias_of_pnpdm_falls_with_its_levels() -> None:
@@ -168,7 +168,7 @@ def test_a_nonlinear_measurement_against_a_grid(name: str, leaps: int) -> None:
 
     prior, A, hmc = modes(), operators.from_callable(curve, img_size=(1, 1, 2), noise=0.3), HMC(leaps=leaps)
     y = torch.full((1, 1, 1, 1), 0.6, dtype=torch.float64)
-    strategy = DAPS(steps=20, hmc=hmc) if name == "daps" else PnPDM(steps=30, hmc=hmc)
+    strategy = DAPS(hmc=hmc) if name == "daps" else PnPDM(steps=30, hmc=hmc)
     x = solve(y, A, prior, strategy, samples=400).samples.view(-1, 2)
     line = torch.linspace(-4, 4, 401, dtype=torch.float64)
     grid = torch.cartesian_prod(line, line).view(-1, 1, 1, 2)
@@ -176,4 +176,4 @@ def test_a_nonlinear_measurement_against_a_grid(name: str, leaps: int) -> None:
     mean = law @ grid.view(-1, 2)
     std = (law @ (grid.view(-1, 2) - mean) ** 2).sqrt()
     bias, spread = ((x.mean(0) - mean) / std).abs().max(), (x.std(0) / std - 1).abs().max()
-    assert float(bias) < (0.35 if name == "daps" else 0.2) and float(spread) < 0.2, (bias, spread)  # the prior's: 0.52
+    assert float(bias) < 0.35 and float(spread) < 0.2, (bias, spread)  # the prior's bias: 0.52; chance: 0.06

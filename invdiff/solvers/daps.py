@@ -40,7 +40,7 @@ class DAPS(Reverse):
     )
     gradient: ClassVar[bool] = True
 
-    steps: int = 10
+    steps: int = 20
     draw: PriorDraw = PriorDraw()  # noqa: RUF009 (an immutable value)
     jacobian: bool = True
     iterations: int = 5
