@@ -33,18 +33,18 @@ class RowNoise:
     ) -> None:
         self.shape, self.device, self.dtype = tuple(shape), device, dtype
         self.generators = []
-        signs = [1 - 2 * (sample % 2) for sample, _ in rows]
-        self.signs = torch.tensor(signs, device=device, dtype=dtype).view(-1, *[1] * len(self.shape))
+        self.signs = torch.tensor([1 - 2 * (sample % 2) for sample, _ in rows], device=device, dtype=dtype)
         for sample, image in rows:
             state = int(np.random.SeedSequence((seed, sample // 2, image)).generate_state(1, np.uint64)[0])
             self.generators.append(torch.Generator(device).manual_seed(state >> 1))
 
-    def __call__(self) -> Tensor:
-        """Draw a tensor of shape (rows, C, H, W)."""
-        out = torch.empty((len(self.generators), *self.shape), device=self.device, dtype=self.dtype)
+    def __call__(self, shape: Sequence[int] | None = None) -> Tensor:
+        """Draw a tensor of shape (rows, C, H, W), or (rows, *shape)."""
+        shape = self.shape if shape is None else shape
+        out = torch.empty((len(self.generators), *shape), device=self.device, dtype=self.dtype)
         for row, generator in zip(out, self.generators):
             row.normal_(generator=generator)
-        return self.signs * out
+        return self.signs.view(-1, *[1] * len(shape)) * out
 
 
 @dataclass

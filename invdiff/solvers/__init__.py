@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from invdiff.solvers.auto import Tweedie, choose
 from invdiff.solvers.base import Guided, Strategy
+from invdiff.solvers.daps import DAPS
 from invdiff.solvers.diffpir import DiffPIR
 from invdiff.solvers.dps import DPS
 from invdiff.solvers.mcg import MCG
 from invdiff.solvers.pigdm import PiGDM
+from invdiff.solvers.pnpdm import PnPDM
 from invdiff.solvers.reddiff import REDDiff
 from invdiff.solvers.spectral import DDNM, DDRM, DDNMPlus
 
-__all__ = ["DDNM", "DDRM", "DPS", "MCG", "DDNMPlus", "DiffPIR", "Guided", "PiGDM", "REDDiff", "Strategy", "Tweedie", "choose", "get", "names"]
+__all__ = ["DAPS", "DDNM", "DDRM", "DPS", "MCG", "DDNMPlus", "DiffPIR", "Guided", "PiGDM", "PnPDM", "REDDiff", "Strategy", "Tweedie", "choose", "get", "names"]
 
 STRATEGIES: dict[str, type[Strategy]] = {
     "dps": DPS,
@@ -22,6 +24,8 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "ddrm": DDRM,
     "diffpir": DiffPIR,
     "reddiff": REDDiff,
+    "daps": DAPS,
+    "pnpdm": PnPDM,
 }
 
 

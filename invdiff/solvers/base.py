@@ -75,6 +75,10 @@ class Reverse(Strategy):
     sigma_max: float | None = None
     sigma_min: float | None = None
 
+    def ladder(self, p: Problem) -> list[float]:
+        """The levels, descending, then 0."""
+        return ladder(self.steps, *p.levels(self.sigma_max, self.sigma_min))
+
     def start(self, p: Problem, s: float) -> Tensor:
         """The state at the first level."""
         return p.start(s)
@@ -84,7 +88,7 @@ class Reverse(Strategy):
         raise NotImplementedError
 
     def sample(self, p: Problem) -> Tensor:
-        levels = ladder(self.steps, *p.levels(self.sigma_max, self.sigma_min))
+        levels = self.ladder(p)
         memory: dict[str, Tensor] = {}
         return reverse(lambda x, s, t: self.move(p, x, s, t, memory), self.start(p, levels[0]), levels, p.tick)
 
