@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from invdiff import Result, citation, operators, priors, solve, solvers, solving
+from invdiff import Result, citation, operators, priors, solve, solvers
 from invdiff.priors import covariance
+from invdiff.problem import out_of_memory
 from invdiff.solvers import DDNM, DDRM, DPS, DDNMPlus, DiffPIR, PiGDM
 
 SIDE = 8
@@ -242,7 +243,7 @@ def test_a_prior_that_breaks_raises(factor: float) -> None:
 def test_memory_errors_are_known() -> None:
     with pytest.raises((RuntimeError, MemoryError)) as error:
         torch.empty(10**16)
-    assert solving._out_of_memory(error.value) and not solving._out_of_memory(RuntimeError("shapes differ"))
+    assert out_of_memory(error.value) and not out_of_memory(RuntimeError("shapes differ"))
 
 
 def test_citation() -> None:

@@ -2,16 +2,42 @@
 
 from __future__ import annotations
 
+from invdiff.solvers.afdps import AFDPS
 from invdiff.solvers.auto import Tweedie, choose
 from invdiff.solvers.base import Guided, Strategy
 from invdiff.solvers.diffpir import DiffPIR
 from invdiff.solvers.dps import DPS
+from invdiff.solvers.fk import FK
 from invdiff.solvers.mcg import MCG
+from invdiff.solvers.mcgdiff import FPS, MCGDiff
+from invdiff.solvers.particles import Particles
 from invdiff.solvers.pigdm import PiGDM
 from invdiff.solvers.reddiff import REDDiff
 from invdiff.solvers.spectral import DDNM, DDRM, DDNMPlus
+from invdiff.solvers.tds import TDS
 
-__all__ = ["DDNM", "DDRM", "DPS", "MCG", "DDNMPlus", "DiffPIR", "Guided", "PiGDM", "REDDiff", "Strategy", "Tweedie", "choose", "get", "names"]
+__all__ = [
+    "AFDPS",
+    "DDNM",
+    "DDRM",
+    "DPS",
+    "FK",
+    "FPS",
+    "MCG",
+    "TDS",
+    "DDNMPlus",
+    "DiffPIR",
+    "Guided",
+    "MCGDiff",
+    "Particles",
+    "PiGDM",
+    "REDDiff",
+    "Strategy",
+    "Tweedie",
+    "choose",
+    "get",
+    "names",
+]
 
 STRATEGIES: dict[str, type[Strategy]] = {
     "dps": DPS,
@@ -22,6 +48,11 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "ddrm": DDRM,
     "diffpir": DiffPIR,
     "reddiff": REDDiff,
+    "tds": TDS,
+    "mcgdiff": MCGDiff,
+    "fps": FPS,
+    "afdps": AFDPS,
+    "fk": FK,
 }
 
 
