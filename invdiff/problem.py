@@ -114,7 +114,7 @@ class Problem:
     def _rows(self, rows: slice) -> Problem:
         """These rows of the problem of one image, which share its operator."""
         condition = None if self.condition is None else self.condition[rows]
-        cache = {k: v[rows] if len(v) == len(self.y) else v for k, v in self.cache.items()}
+        cache = {k: v[rows] if v.ndim and len(v) == len(self.y) else v for k, v in self.cache.items()}
         return replace(self, y=self.y[rows], condition=condition, cache=cache)
 
     def denoise(self, x: Tensor, sigma: float) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from invdiff.problem import Problem
-from invdiff.solvers.particles import Particles, Rows, condition, misfit, wide
+from invdiff.solvers.particles import Particles, Rows, condition, misfit, wide, widened
 
 
 @dataclass(frozen=True)
@@ -17,8 +17,8 @@ class AFDPS(Particles):
     """Twist ``g_s(x) = N(y; A(m + w (x - m)), sigma_y^2 + k A A^T)``, the likelihood of the state under a white Gaussian prior.
 
     ``m`` and ``v`` are the prior's mean and variance, ``w = v / (u^2 + v)`` and ``k = u^2 v / (u^2 + v)`` with ``u = tempering * s``. The proposal is the
-    prior's step times ``g_t``, drawn exactly; so only the prior's departure from a Gaussian makes weights differ.
-    ``tempering = 0`` is the paper's target ``p_s(x) exp(-|y - A x|^2 / 2 sigma_y^2)``, which narrows to a few particles at high noise. Gradient-free:
+    prior's step times ``g_t``, drawn exactly. ``tempering = 1`` is right for a white Gaussian prior, the default is wider where few numbers are
+    measured (:func:`~invdiff.solvers.particles.widened`); ``0`` is the paper's target ``p_s(x) exp(-|y - A x|^2 / 2 sigma_y^2)``, which narrows to a few particles at high noise. Gradient-free:
     one evaluation and three proximal steps a level. Linear operators with Gaussian noise.
 
     The paper moves the particles by an Euler step of a stochastic equation and integrates their weights; that step is unstable
@@ -34,7 +34,7 @@ class AFDPS(Particles):
         "journal={arXiv preprint arXiv:2506.03979}, year={2025}}"
     )
 
-    tempering: float = 1.0
+    tempering: float | None = None
 
     def check(self, p: Problem) -> None:
         if not p.linear:
@@ -59,7 +59,7 @@ class AFDPS(Particles):
 
     def _twist(self, p: Problem, s: float) -> tuple[Tensor, float, Tensor]:
         """``g_s`` as a law of the state: ``N(y'; A x, noise^2 + state A A^T)`` up to a constant."""
-        v, u2 = p.prior.std**2, (self.tempering * s) ** 2
+        v, u2 = p.prior.std**2, (widened(p, self.tempering) * s) ** 2
         w = v / (u2 + v)
         centre = p.A.A(wide(p, s)[0])
         return centre + (p.y - centre) / w, u2 / w, p.sigma_y / w

@@ -14,26 +14,13 @@ from torch import Tensor
 
 from invdiff.problem import Problem
 from invdiff.samplers import ladder
-from invdiff.solvers.particles import Particles, Rows, ensemble, wide
+from invdiff.solvers.particles import Particles, Rows, ensemble, wide, widened
 from invdiff.solvers.spectral import measured_directions
 
 
 @dataclass(frozen=True)
-class MCGDiff(Particles):
-    """Twist ``g_s(x) = p(x_b = c_y | x_s = x)`` in each direction with ``b < s``, under a white Gaussian prior.
-
-    With the prior's mean ``m`` and variance ``v`` it is normal in ``c_y``, of mean ``m + (v + b^2) / (v + s^2) (c - m)`` and variance
-    ``(s^2 - b^2) (v + b^2) / (v + s^2)``; the paper's twist is the limit of large ``v``. The proposal is the prior's step times ``g_t``, drawn exactly; when the ladder crosses ``b`` the
-    measurement is used up. Gradient-free: one evaluation a level. Operators with a singular value decomposition, Gaussian noise.
-
-    Cardoso et al. 2024, "Monte Carlo Guided Denoising Diffusion Models for Bayesian Linear Inverse Problems", algorithm 1.
-    """
-
-    reference: ClassVar[str] = (
-        "@inproceedings{cardoso2024mcgdiff, title={Monte Carlo Guided Denoising Diffusion Models for {B}ayesian Linear "
-        "Inverse Problems}, author={Cardoso, Gabriel and Janati El Idrissi, Yazid and Le Corff, Sylvain and Moulines, Eric}, "
-        "booktitle={ICLR}, year={2024}}"
-    )
+class Pinned(Particles):
+    """What both share: the prior's step times what is seen of the state at its end, drawn exactly along each direction."""
 
     def check(self, p: Problem) -> None:
         if not p.spectral:
@@ -87,16 +74,39 @@ class MCGDiff(Particles):
 
         Where ``b > t`` that is the measurement itself, as the noisier state that it is (at the start and at the end).
         """
-        _, b, c_y = measured_directions(p)
-        v = p.prior.std**2
-        mean = p.A.V_adjoint(wide(p, t)[0][:1])
-        late = b > t
-        ratio = torch.where(late, 1.0, (v + t**2) / (v + b**2))
-        return mean + (c_y - mean) * ratio, torch.where(late, b**2 - t**2, (t**2 - b**2) * ratio)
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class FPS(MCGDiff):
+class MCGDiff(Pinned):
+    """Twist ``g_s(x) = p(x_b = c_y | x_s = x)`` in each direction with ``b < s``, under a white Gaussian prior, widened.
+
+    With the prior's mean ``m`` and variance ``v`` it is normal in ``c_y``, of mean ``m + r (c - m)`` and variance ``u^2 r``, where
+    ``r = (v + b^2) / (v + b^2 + u^2)`` and ``u^2 = tempering^2 (s^2 - b^2)``; the paper's twist is that of tempering 1 and large ``v``. The default
+    is wider where few numbers are measured (:func:`~invdiff.solvers.particles.widened`). The proposal is the prior's step times ``g_t``, drawn exactly; a step that crosses ``b`` passes through ``c_y`` there,
+    and nothing is left to be measured. Gradient-free: one evaluation a level. Operators with a singular value decomposition, Gaussian noise.
+
+    Cardoso et al. 2024, "Monte Carlo Guided Denoising Diffusion Models for Bayesian Linear Inverse Problems", algorithm 1.
+    """
+
+    reference: ClassVar[str] = (
+        "@inproceedings{cardoso2024mcgdiff, title={Monte Carlo Guided Denoising Diffusion Models for {B}ayesian Linear "
+        "Inverse Problems}, author={Cardoso, Gabriel and Janati El Idrissi, Yazid and Le Corff, Sylvain and Moulines, Eric}, "
+        "booktitle={ICLR}, year={2024}}"
+    )
+
+    tempering: float | None = None
+
+    def _seen(self, p: Problem, t: float) -> tuple[Tensor, Tensor]:
+        _, b, c_y = measured_directions(p)
+        mean, v, late = p.A.V_adjoint(wide(p, t)[0][:1]), p.prior.std**2, b > t
+        u2 = widened(p, self.tempering) ** 2 * torch.where(late, 0.0, t**2 - b**2)
+        inverse = torch.where(late, 1.0, 1 + u2 / (v + b**2))
+        return mean + (c_y - mean) * inverse, torch.where(late, b**2 - t**2, u2 * inverse)
+
+
+@dataclass(frozen=True)
+class FPS(Pinned):
     """Filtering: the measurement is noised along a random path ``y_s``, shared by all particles, and states are made to fit it.
 
     In a direction with ``b < s`` the state is ``c_y`` plus a Brownian path from level ``b`` up. Its law given ``y`` does not depend on the

@@ -26,6 +26,7 @@ from invdiff.problem import EnsembleNoise, Problem
 from invdiff.samplers import ladder, reverse
 from invdiff.solvers.base import Strategy
 
+FEW = 8  # measured numbers up to which particles can be many enough for weights to put a twist right
 Rows = dict[str, Tensor]  # what is known of each particle, first axis the particles
 
 
@@ -142,6 +143,17 @@ def wide(p: Problem, s: float) -> tuple[Tensor, float]:
     """Mean (rows, C, H, W) and standard deviation of the states at level ``s`` under a white Gaussian prior."""
     mean = torch.as_tensor(p.prior.mean, dtype=p.y.dtype, device=p.y.device)
     return mean.expand(len(p.y), *p.randn.shape), math.sqrt(s**2 + p.prior.std**2)
+
+
+def widened(p: Problem, tempering: float | None) -> float:
+    """``tempering``, by default 2 where few numbers are measured and 1 otherwise.
+
+    A twist that is narrower than the truth makes a few weights huge, a wider one none; but with many measured numbers weights
+    can no longer put it right, and the particles stay where it put them.
+    """
+    if tempering is not None:
+        return tempering
+    return 2.0 if float(p.size[0]) <= FEW else 1.0
 
 
 def shifted(p: Problem, mean: Tensor, shift: Tensor, tau: float) -> tuple[Tensor, Tensor]:

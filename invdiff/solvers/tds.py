@@ -10,9 +10,7 @@ from torch import Tensor
 
 from invdiff.problem import Problem, prox
 from invdiff.solvers.base import Guided
-from invdiff.solvers.particles import Particles, Rows, condition, misfit, remaining, shifted
-
-FEW = 8  # measured numbers up to which their covariance is computed, with a backward pass each
+from invdiff.solvers.particles import FEW, Particles, Rows, condition, misfit, remaining, shifted
 
 
 @dataclass(frozen=True)
