@@ -6,7 +6,7 @@ A *row* is one sample of one image. Rows never influence one another, whatever i
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -47,13 +47,36 @@ class RowNoise:
         return self.signs.view(-1, *[1] * len(shape)) * out
 
 
+class EnsembleNoise(RowNoise):
+    """The same for the particles of one image, from one generator, derived from (seed, image): all rows are drawn together.
+
+    No antithetic pairs: the first resampling would part them, and what is known of the error of weighted particles holds for
+    independent ones.
+    """
+
+    def __init__(
+        self, seed: int, image: int, rows: int, shape: Sequence[int], device: torch.device, dtype: torch.dtype
+    ) -> None:
+        super().__init__(seed, [(0, image)], shape, device, dtype)
+        self.rows = rows
+
+    def __call__(self, shape: Sequence[int] | None = None, rows: int | None = None) -> Tensor:
+        size = (self.rows if rows is None else rows, *(self.shape if shape is None else shape))
+        return torch.randn(size, generator=self.generators[0], device=self.device, dtype=self.dtype)
+
+    def uniform(self, n: int = 1) -> Tensor:
+        """``n`` numbers in [0, 1)."""
+        return torch.rand(n, generator=self.generators[0], device=self.device, dtype=torch.float64)
+
+
 @dataclass
 class Problem:
-    """One chunk of rows of a call of :func:`invdiff.solve`.
+    """One chunk of rows of a call of :func:`invdiff.solve`; for particle strategies all rows of one image.
 
     ``y`` holds one measurement a row, ``denoise`` is the prior with its evaluations counted (``nfe``), ``randn`` draws
     unit noise of the state's shape, ``tick`` reports a finished step; ``condition`` is what the prior is told, one entry a
-    row, or None.
+    row, or None. ``at_once`` is how many rows memory allows the prior together where there are more (:meth:`in_slices`), ``report``
+    what a strategy says beside its samples.
 
     What is one number a row has shape (rows, 1, 1, 1); for volumes (C, D, H, W) there is one more 1.
     """
@@ -67,6 +90,32 @@ class Problem:
     condition: Any = None
     nfe: int = 0
     cache: dict[str, Tensor] = field(default_factory=dict)
+    at_once: int | None = None
+    report: dict[str, Tensor] = field(default_factory=dict)
+
+    def in_slices(self, f: Callable[[Problem, Tensor], dict[str, Tensor]], x: Tensor) -> dict[str, Tensor]:
+        """``f(rows of the problem, rows of x)`` for at most ``at_once`` rows at a time, put together again.
+
+        Halved and tried again when memory runs out. The evaluations of one slice are counted: those of a row.
+        """
+        n = min(self.at_once or len(x), len(x))
+        while True:
+            try:
+                parts = [self._rows(slice(i, i + n)) for i in range(0, len(x), n)]
+                found = [f(part, x[i * n : (i + 1) * n]) for i, part in enumerate(parts)]
+                break
+            except (RuntimeError, MemoryError) as error:
+                if n == 1 or not out_of_memory(error):
+                    raise
+            n = self.at_once = n // 2
+        self.nfe = parts[0].nfe
+        return {k: torch.cat([rows[k] for rows in found]) for k in found[0]}
+
+    def _rows(self, rows: slice) -> Problem:
+        """These rows of the problem of one image, which share its operator."""
+        condition = None if self.condition is None else self.condition[rows]
+        cache = {k: v[rows] if v.ndim and len(v) == len(self.y) else v for k, v in self.cache.items()}
+        return replace(self, y=self.y[rows], condition=condition, cache=cache)
 
     def denoise(self, x: Tensor, sigma: float) -> Tensor:
         """The prior's E[x0 | x], counted: one that evaluates networks several times says how often in ``evaluations``."""
@@ -105,10 +154,17 @@ class Problem:
         Shape (rows, 1, 1, 1).
         """
         if "size" not in self.cache:
-            A = self.A.inner if isinstance(self.A, Decoded) else self.A  # what it drops is known without a decoder
-            measured = self._probe(A) != 0 if isinstance(A, LinearPhysics) else torch.ones_like(self.y)
-            self.cache["size"] = per_row(measured.to(self.y.dtype), self.sigma_y.ndim).clamp(min=1)
+            self.cache["size"] = per_row(self.measured.to(self.y.dtype), self.sigma_y.ndim).clamp(min=1)
         return self.cache["size"]
+
+    @property
+    def measured(self) -> Tensor:
+        """Which numbers of ``y`` depend on the image, shaped like ``y``; of a nonlinear operator all are taken to."""
+        if "measured" not in self.cache:
+            A = self.A.inner if isinstance(self.A, Decoded) else self.A  # what it drops is known without a decoder
+            found = self._probe(A) != 0 if isinstance(A, LinearPhysics) else torch.ones_like(self.y, dtype=torch.bool)
+            self.cache["measured"] = found
+        return self.cache["measured"]
 
     @property
     def gain(self) -> Tensor:
@@ -154,3 +210,10 @@ def per_row(values: Tensor, ndim: int = 4) -> Tensor:
     Row by row: summed together, the rounding would depend on how many rows there are, and 16-bit networks amplify it.
     """
     return torch.stack([row.sum() for row in values]).view(-1, *[1] * (ndim - 1))
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether this is what torch raises where memory runs out."""
+    words = str(error).lower()
+    known = ("not enough memory", "allocate memory")  # what torch says on a CPU, by platform
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(text in words for text in known)

@@ -25,6 +25,11 @@ class Result:
     (about 1 when the noise level is right; in the measurement's own unit when the noise is zero); ``nfe`` the network
     evaluations each sample took, counted (two a call with guidance; an image in patches and a volume in slices count as one);
     ``seconds`` the time of the whole call. Of volumes all shapes have one more axis, D before H and W.
+
+    Of particle strategies ``samples`` are the particles, in no pairs and not equally likely: ``log_weights`` (K, B) says how likely (their
+    exponentials add up to 1), ``ess`` (B,) how many equally weighted ones they are worth, and mean, std, quantile and residual
+    go by it; for draws of equal weight take ``samples[k, b]`` with ``k`` from ``torch.multinomial(log_weights[:, b].exp(), n,
+    replacement=True)``. ``parents`` (steps, K, B) is the genealogy: the particle of the level before that each came from.
     """
 
     samples: Tensor
@@ -36,11 +41,12 @@ class Result:
     reason: str = ""  # why this solver: what solver="auto" saw in the operator
     log_weights: Tensor | None = None
     ess: Tensor | None = None
+    parents: Tensor | None = None
 
     @property
     def mean(self) -> Tensor:
         """Mean of the samples, shape (B, C, H, W): the estimate of smallest mean squared error."""
-        return self.samples.mean(0)
+        return weighted_mean(self.samples, self.log_weights)
 
     @property
     def std(self) -> Tensor:
@@ -48,10 +54,14 @@ class Result:
 
         Samples 2j and 2j + 1 are an antithetic pair (a, b), not independent. Variances add up: that within the pairs, the mean
         of ``((a - b) / 2)^2``, and that between them, the variance of ``(a + b) / 2`` (0 where there is one pair; an odd last
-        sample is left out).
+        sample is left out). Of particles of weights w it is ``sum w (x - mean)^2 / (1 - sum w^2)``.
         """
         if len(self.samples) < 2:
             return torch.full_like(self.samples[0], torch.nan)
+        if self.log_weights is not None and self.ess is not None:
+            squares = weighted_mean((self.samples - self.mean).square(), self.log_weights)
+            shrinkage = 1 - 1 / self.ess.to(squares)
+            return (squares / shrinkage.view(-1, *[1] * (squares.ndim - 1))).sqrt()
         pairs = self.samples[: len(self.samples) // 2 * 2].unflatten(0, (-1, 2))
         within = ((pairs[:, 0] - pairs[:, 1]) / 2).square().mean(0)
         return (within + pairs.mean(1).var(0)).sqrt() if len(pairs) > 1 else within.sqrt()
@@ -62,14 +72,23 @@ class Result:
         return self.mean
 
     def quantile(self, q: float) -> Tensor:
-        """Pixelwise quantile of the samples, shape (B, C, H, W), ``q`` in [0, 1]."""
-        return self.samples.quantile(q, dim=0)
+        """Pixelwise quantile of the samples, shape (B, C, H, W), ``q`` in [0, 1].
+
+        Of particles: the least value that, with those under it, has at least the share ``q`` of the weight.
+        """
+        if self.log_weights is None:
+            return self.samples.quantile(q, dim=0)
+        ordered, order = self.samples.sort(0)
+        shares = _along(self.log_weights.double().exp(), self.samples).expand_as(ordered).gather(0, order).cumsum(0)
+        place = (shares < q * shares[-1] * (1 - 1e-12)).sum(0, keepdim=True).clamp(max=len(ordered) - 1)
+        return ordered.gather(0, place)[0]
 
     def save(self, path: str | Path) -> None:
         """Write samples, mean, std and the settings to a NumPy ``.npz`` file, whole or not at all."""
         import numpy as np
 
         arrays = {k: getattr(self, k).cpu().numpy() for k in ("samples", "mean", "std", "residual")}
+        arrays |= {k: v.cpu().numpy() for k in ("log_weights", "ess", "parents") if (v := getattr(self, k)) is not None}
         facts: dict[str, Any] = {"solver": repr(self.solver), "reason": self.reason, "seed": self.seed, "nfe": self.nfe, "seconds": self.seconds}
 
         def write(temporary: Path) -> None:
@@ -79,7 +98,10 @@ class Result:
         write_atomically(Path(path), write)
 
     def plot(self, image: int = 0) -> Any:
-        """A matplotlib figure of one image: estimate, uncertainty, and up to four samples; of a volume its middle slice."""
+        """A matplotlib figure of one image: estimate, uncertainty, and up to four samples; of a volume its middle slice.
+
+        Of particles those of the largest weights.
+        """
         from matplotlib.figure import Figure
 
         def middle(t: Tensor) -> Tensor:
@@ -92,7 +114,8 @@ class Result:
             return t.permute(1, 2, 0).clamp(0, 1).squeeze(-1).numpy()
 
         panels = [("estimate", show(self.x[image])), ("standard deviation", middle(self.std[image]).mean(0).cpu().numpy())]
-        panels += [(f"sample {k}", show(s[image])) for k, s in enumerate(self.samples[:4])]
+        places = torch.arange(len(self.samples)) if self.log_weights is None else self.log_weights[:, image].argsort(descending=True)
+        panels += [(f"sample {k}", show(self.samples[k, image])) for k in places[:4].tolist()]
         figure = Figure(figsize=(3 * len(panels), 3.2), layout="constrained")
         axes = figure.subplots(1, len(panels))
         for axis, (title, picture) in zip(axes, panels):
@@ -100,6 +123,15 @@ class Result:
             axis.set_title(title)
             axis.axis("off")
         return figure
+
+
+def weighted_mean(samples: Tensor, log_weights: Tensor | None) -> Tensor:
+    """Mean along the first axis of (K, B, C, H, W), with weights (K, B) where there are any."""
+    return samples.mean(0) if log_weights is None else (_along(log_weights.softmax(0), samples) * samples).sum(0)
+
+
+def _along(weights: Tensor, samples: Tensor) -> Tensor:
+    return weights.view(*weights.shape, *[1] * (samples.ndim - 2))
 
 
 def citation(of: Result | Strategy | str) -> str:

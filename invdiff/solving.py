@@ -18,10 +18,11 @@ from invdiff.operators import Decoded, Noise, as_noise, from_callable
 from invdiff.operators.base import select_images
 from invdiff.priors import LatentPrior, as_prior
 from invdiff.priors.condition import Condition, select, told
-from invdiff.problem import Problem, RowNoise
-from invdiff.result import Result
+from invdiff.problem import EnsembleNoise, Problem, RowNoise, out_of_memory
+from invdiff.result import Result, weighted_mean
 from invdiff.solvers import Strategy, choose, get
 from invdiff.solvers.auto import DEFAULT_SAMPLES
+from invdiff.solvers.particles import effective_size
 
 Progress = Callable[[int, int], None]
 
@@ -64,14 +65,15 @@ def solve(
     ``samples``
         Images drawn for each measurement; their mean is ``result.x``. ``None`` draws 4: the mean of several samples is up to
         3 dB nearer to the truth than one of them, and ``result.std`` needs several. (Where there is only noise to remove,
-        ``solver="auto"`` with ``None`` evaluates the prior once: that is the posterior mean.)
+        ``solver="auto"`` with ``None`` evaluates the prior once: that is the posterior mean.) Of the particle strategies it is
+        the number of particles, 64 by default; ``result.log_weights`` are theirs.
     ``noise``
         Overrides ``A.noise_model``: a standard deviation, or a noise model.
     ``steps``
         Overrides the number of levels of the strategy.
     ``seed``
         A whole number from 0. The same seed gives the same samples on the same kind of device, whatever the batch, chunking
-        and number of samples.
+        and, but for particles, number of samples.
     ``batch_size``
         Samples computed together; ``None`` bounds their pixels so that the prior that ships takes at most 2 GiB, 4 GiB with a
         strategy that differentiates it (one sample of more than 640 pixels a side takes more). Halved and tried again when
@@ -108,7 +110,8 @@ def solve(
     if solver == "auto":
         strategy, count, reason = choose(seen, law, samples)
     else:
-        strategy, count, reason = get(solver), DEFAULT_SAMPLES if samples is None else samples, "as asked"
+        strategy, reason = get(solver), "as asked"
+        count = samples if samples is not None else strategy.particles or DEFAULT_SAMPLES
     if steps is not None:
         strategy = replace(strategy, steps=steps)
     least = {"samples": (count, 1), "batch_size": (1 if batch_size is None else batch_size, 1), "seed": (seed, 0)}
@@ -116,17 +119,22 @@ def solve(
         if isinstance(value, bool) or not isinstance(value, int) or value < low:
             raise ValueError(f"{name} must be at least {low} and a whole number, got {value!r}")
 
-    # Rows of one noise level go together: the ladder of levels follows it.
+    # Rows of one noise level go together: the ladder of levels follows it. Particles of one image are not parted.
     rows = [(k, b) for k in range(count) for b in range(len(y))]
     noise_of = [law.select([b]).sigma for b in range(len(y))]
-    rows.sort(key=lambda row: float(noise_of[row[1]]))
-    chunk = batch_size or max(1, min(len(rows), PIXELS_AT_ONCE[strategy.gradient] // pixels))
+    rows.sort(key=lambda row: (float(noise_of[row[1]]), row[1] if strategy.particles else 0))
+    at_once = batch_size or max(1, min(len(rows), PIXELS_AT_ONCE[strategy.gradient] // pixels))
+    chunk = count if strategy.particles else at_once
 
-    def problem(part: list[tuple[int, int]], tick: Callable[[], None]) -> Problem:
+    def problem(part: list[tuple[int, int]], tick: Callable[[], None], joint: bool = bool(strategy.particles)) -> Problem:
         images = [b for _, b in part]
-        randn = RowNoise(seed, part, shape, y.device, y.dtype)
         given = None if rows_told is None else select(rows_told, images)
-        return Problem(y[images], select_images(seen, images, len(y)), prior, law.select(images), randn, tick, given)
+        randn = RowNoise(seed, part, shape, y.device, y.dtype)
+        if joint:  # the particles of an image share its operator and its generator
+            randn = EnsembleNoise(seed, images[0], len(part), shape, y.device, y.dtype)
+        shared = images[:1] if joint else images
+        A, noise = select_images(seen, shared, len(y)), law.select(shared)
+        return Problem(y[images], A, prior, noise, randn, tick, given, at_once=at_once)
 
     try:
         strategy.check(problem(rows[:1], lambda: None))
@@ -135,6 +143,7 @@ def solve(
             raise
         raise ValueError(f"{error}. With a latent prior the operator acts behind a decoder, and is nonlinear") from error
     outputs: list[Tensor] = []
+    reports: dict[int, dict[str, Tensor]] = {}  # of particles, by image
     nfe = 0
     with torch.no_grad(), _reporter(progress, strategy.steps) as report:
         while len(outputs) < len(rows):
@@ -143,22 +152,29 @@ def solve(
             part = [row for row in rows[start : start + chunk] if noise_of[row[1]] == level]
             p = problem(part, report(start, len(part), len(rows)))
             try:
-                x = strategy.sample(p) if decode is None else decode(strategy.sample(p))
+                x = strategy.sample(p)
+                if decode is not None:
+                    x = torch.cat([decode(some) for some in x.split(p.at_once or len(x))])
             except (RuntimeError, MemoryError) as error:
-                if chunk == 1 or not _out_of_memory(error):
+                if chunk == 1 or strategy.particles or not out_of_memory(error):
                     raise
                 chunk = max(1, len(part) // 2)
                 if y.device.type == "cuda":
                     torch.cuda.empty_cache()
                 continue
             outputs.extend(x)
-            nfe = p.nfe
+            reports[part[0][1]], nfe = p.report, p.nfe
         drawn = torch.stack([x for _, x in sorted(zip(rows, outputs), key=lambda pair: pair[0])])
         drawn = drawn.view(count, len(y), *drawn.shape[1:])
         if not bool(torch.isfinite(drawn).all()):
             raise FloatingPointError(f"{strategy} returned values that are not finite; take more steps or check the noise")
-        residual = _residual(y, A, law, problem([(0, b) for b in range(len(y))], lambda: None), drawn.mean(0))
-    return Result(drawn, residual, nfe, time.perf_counter() - begin, strategy, seed, reason)
+        ensemble = {}
+        if strategy.particles:
+            ensemble = {k: torch.stack([reports[b][k] for b in range(len(y))], -1) for k in ("log_weights", "parents")}
+            ensemble["ess"] = effective_size(ensemble["log_weights"])
+        mean = weighted_mean(drawn, ensemble.get("log_weights"))
+        residual = _residual(y, A, law, problem([(0, b) for b in range(len(y))], lambda: None, joint=False), mean)
+    return Result(drawn, residual, nfe, time.perf_counter() - begin, strategy, seed, reason, **ensemble)
 
 
 def _image_shape(y: Tensor, A: Physics) -> tuple[int, ...]:
@@ -220,12 +236,6 @@ def _residual(y: Tensor, A: Physics, law: Noise, p: Problem, x: Tensor) -> Tenso
     variance = law.variance(z)
     scaled = (y - z).square() / torch.where(variance > 0, variance, 1.0)
     return (scaled.flatten(1).sum(1) / p.size.flatten()).sqrt()
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    words = str(error).lower()
-    known = ("not enough memory", "allocate memory")  # what torch says on a CPU, by platform
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(text in words for text in known)
 
 
 @contextmanager

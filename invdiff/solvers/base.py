@@ -19,10 +19,14 @@ from invdiff.samplers import DDIM, Estimate, Sampler, ladder, reverse
 
 @dataclass(frozen=True)
 class Strategy:
-    """Base class. ``reference`` is the BibTeX entry of the paper; ``gradient`` whether it differentiates the prior."""
+    """Base class. ``reference`` is the BibTeX entry of the paper; ``gradient`` whether it differentiates the prior.
+
+    ``particles``: 0 where samples are independent; where they are the particles of an ensemble, how many are drawn by default.
+    """
 
     reference: ClassVar[str] = ""
     gradient: ClassVar[bool] = False
+    particles: ClassVar[int] = 0
 
     steps: int = 20
 

@@ -18,6 +18,20 @@ from invdiff.samplers import Estimate, Renoise, Sampler
 from invdiff.solvers.base import Guided, Reverse
 
 
+def measured_directions(p: Problem) -> tuple[Tensor, Tensor, Tensor]:
+    """Singular values ``a``, noise ``b = sigma_y / a`` and measurement ``c_y`` of the singular directions."""
+    if "c_y" not in p.cache:
+        p.A.A_adjoint(p.y)  # a blur learns its singular values from the size of an image
+        a = p.A.mask
+        largest = a.flatten(1).amax(1).view(-1, *[1] * (a.ndim - 1)) if a.ndim > 1 else a.max()
+        a = torch.where(a > 1e-4 * largest, a, 0.0)
+        inverse = torch.where(a > 0, 1 / a, 0.0)
+        c = p.A.U_adjoint(p.y)
+        level = p.sigma_y.reshape(-1, *[1] * (c.ndim - 1))
+        p.cache |= {"a": a, "b": torch.where(a > 0, level * inverse, torch.inf), "c_y": inverse * c}
+    return p.cache["a"], p.cache["b"], p.cache["c_y"]
+
+
 @dataclass(frozen=True)
 class DDNM(Guided):
     """Null-space projection: ``x0_y = x0 + A^+ (y - A x0)``, with the noise direction of the prior's own ``x0``.
@@ -88,14 +102,14 @@ class DDRM(Reverse):
         """Measured directions begin at ``c_y`` with the noise that is missing to ``s``, the others at the prior's mean."""
         noise = s * p.randn()
         x = torch.as_tensor(p.prior.mean, dtype=noise.dtype, device=noise.device) + noise
-        a, b, c_y = self._measured(p)
+        a, b, c_y = measured_directions(p)
         spread = (s**2 - b**2).clamp(min=0).sqrt()
         new = torch.where(b < s, c_y + spread * p.A.V_adjoint(noise) / s, p.A.V_adjoint(x))
         return self._replace(p, x, a, new)
 
     def move(self, p: Problem, x: Tensor, s: float, t: float, memory: dict[str, Tensor]) -> Tensor:
         x0 = p.denoise(x, s)
-        a, b, c_y = self._measured(p)
+        a, b, c_y = measured_directions(p)
         if t == 0:
             return x0
         keep, z = math.sqrt(1 - self.eta**2), p.randn()
@@ -104,19 +118,6 @@ class DDRM(Reverse):
         noisy = c_0 + keep * t * (c_y - c_0) / b + self.eta * t * c_z
         clean = (1 - self.eta_b) * c_0 + self.eta_b * c_y + (t**2 - (self.eta_b * b) ** 2).clamp(min=0).sqrt() * c_z
         return self._replace(p, free, a, torch.where(t < b, noisy, clean))
-
-    def _measured(self, p: Problem) -> tuple[Tensor, Tensor, Tensor]:
-        """Singular values ``a``, noise ``b = sigma_y / a`` and measurement ``c_y`` of the singular directions."""
-        if "c_y" not in p.cache:
-            p.A.A_adjoint(p.y)  # a blur learns its singular values from the size of an image
-            a = p.A.mask
-            largest = a.flatten(1).amax(1).view(-1, *[1] * (a.ndim - 1)) if a.ndim > 1 else a.max()
-            a = torch.where(a > 1e-4 * largest, a, 0.0)
-            inverse = torch.where(a > 0, 1 / a, 0.0)
-            c = p.A.U_adjoint(p.y)
-            level = p.sigma_y.reshape(-1, *[1] * (c.ndim - 1))
-            p.cache |= {"a": a, "b": torch.where(a > 0, level * inverse, torch.inf), "c_y": inverse * c}
-        return p.cache["a"], p.cache["b"], p.cache["c_y"]
 
     @staticmethod
     def _replace(p: Problem, x: Tensor, a: Tensor, new: Tensor) -> Tensor:
