@@ -107,7 +107,9 @@ RANK = {
     "result": 4,
     "solving": 5,
     **dict.fromkeys(["restore", "demo"], 6),
-    "cli": 7,
+    "metrics": 1,
+    "bench": 7,
+    "cli": 8,
 }
 SIDEWAYS = {
     ("priors/analytic.py", "operators.noise"),  # closed-form posteriors read the operator's noise level
