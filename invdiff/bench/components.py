@@ -104,12 +104,17 @@ def of_dataclass(instance: Any, names: Mapping[type, str]) -> Component:
     return {names.get(kind, f"{kind.__module__}:{kind.__qualname__}"): settings}
 
 
-def with_defaults(component: Component, room: Room, skip: int = 0) -> Component:
-    """A component with the defaults of its arguments written out, but for the first ``skip``."""
+def with_defaults(component: Component, room: Room, skip: tuple[str, ...] = ()) -> Component:
+    """A component with the defaults of its arguments written out, and of theirs, but for arguments called as in ``skip``.
+
+    Defaults that are no plain values stay out.
+    """
     name, arguments = split(component)
-    known = list(inspect.signature(find(name, room)).parameters.values())[skip:]
-    defaults = {p.name: p.default for p in known if p.default is not p.empty}
-    return {name: defaults | arguments}
+    plain = (bool, int, float, str, type(None))
+    known = inspect.signature(find(name, room)).parameters.values()
+    defaults = {p.name: p.default for p in known if p.name not in skip and isinstance(p.default, plain)}
+    given = {k: with_defaults(v, room, skip) if isinstance(v, dict) else v for k, v in arguments.items()}
+    return {name: defaults | given}
 
 
 def text(component: Component) -> str:

@@ -165,7 +165,7 @@ def complete(component: Component) -> Component:
     if isinstance(find(name, CONTESTANTS), type):
         raise TypeError(f"{name} is no contestant: a strategy, or a function of a case, is needed")
     bound(component, CONTESTANTS, {}, ("case",))
-    return with_defaults(component, CONTESTANTS, skip=1)
+    return with_defaults(component, CONTESTANTS)
 
 
 def chosen(A: Physics, law: Noise, samples: int | None) -> tuple[Component, int]:

@@ -32,7 +32,7 @@ from typing import Any
 import yaml
 
 from invdiff import __version__
-from invdiff.bench.components import Component, canonical, split
+from invdiff.bench.components import Component, build, canonical, room_of, split, with_defaults
 from invdiff.bench.records import digest
 
 LIBRARIES = ("torch", "deepinv", "piq", "scikit-image", "numpy", "azula", "bm3d", "PyWavelets")
@@ -264,7 +264,6 @@ def freeze(suite: Suite) -> Suite:
     """
     from invdiff import metrics
     from invdiff.bench import contestants, images, tasks
-    from invdiff.bench.components import build
 
     if not suite.images:
         raise ValueError(f"suite {suite.name} has no images of its own; give a folder of yours: --images DIR")
@@ -275,7 +274,9 @@ def freeze(suite: Suite) -> Suite:
             if image.sha256 and not tasks.same(truth, asdict(image)):
                 raise ValueError("this is not the image that the suite was frozen with")
             truths[name] = truth
-            frozen_images[name] = image if image.sha256 else Image(image.source, **tasks.frozen(truth))
+            known = asdict(image) if image.sha256 else tasks.frozen(truth)
+            source = with_defaults(image.source, images.IMAGES)
+            frozen_images[name] = Image(source, known["sha256"], known["fingerprint"])
     methods = {}
     for label, method in suite.methods.items():
         with _at(f"methods.{label}"):
@@ -297,8 +298,15 @@ def freeze(suite: Suite) -> Suite:
                 auto = {n: contestants.chosen(A, law, count(suite, m)) for n, m in methods.items() if m.run == "auto"}
             for label, (run, samples) in auto.items():
                 choice = {"run": run, "samples": samples}
-                methods[label] = replace(methods[label], chosen={name: choice} | methods[label].chosen)
-            frozen_tasks[name] = replace(task, prior=prior, images=list(task.images or suite.images), measurements=found)
+                known_choices = methods[label].chosen
+                methods[label] = replace(methods[label], chosen={**known_choices, name: known_choices.get(name, choice)})
+            frozen_tasks[name] = replace(
+                task,
+                operator=with_defaults(task.operator, tasks.OPERATORS, skip=("noise",)),
+                prior=prior,
+                images=list(task.images or suite.images),
+                measurements=found,
+            )
     wanted = list(suite.metrics or metrics.METRICS)
     unknown = [m for m in wanted if m not in metrics.METRICS]
     if unknown:
@@ -329,14 +337,13 @@ def count(suite: Suite, method: Method) -> int | None:
 
 
 def prior_label(prior: Component) -> str:
-    """What a prior is called in records: its name, or the component as JSON."""
-    return prior if isinstance(prior, str) else canonical(prior)
+    """What a prior is called in records: its name or that of its file, or the component as JSON."""
+    return Path(prior).name if isinstance(prior, str) else canonical(prior)
 
 
 def load_prior(prior: Component) -> Any:
     """A prior by its name or file (``priors.load``), by import path, or as a component such as ``Gaussian``."""
     from invdiff import priors
-    from invdiff.bench.components import build, room_of
     from invdiff.priors.registry import SOURCES
 
     source, colon, _ = prior.partition(":") if isinstance(prior, str) else ("", ":", "")
