@@ -15,7 +15,14 @@ METRICS: dict[str, tuple[str, str, str, str]] = {
 }
 
 
-def measure(x: Tensor, truth: Tensor, *, samples: Tensor | None = None, names: Iterable[str] | None = None) -> dict[str, float | None]:
+def measure(
+    x: Tensor,
+    truth: Tensor,
+    *,
+    samples: Tensor | None = None,
+    residual: Tensor | None = None,
+    names: Iterable[str] | None = None,
+) -> dict[str, float | None]:
     """Interim: PSNR and SSIM as ``invdiff demo`` has them."""
     found = dict(zip(METRICS, scores(x, truth)))
     return {name: found[name] for name in names or METRICS}

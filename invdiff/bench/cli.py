@@ -1,4 +1,4 @@
-"""``invdiff bench suites | run | report | compare``."""
+"""``invdiff bench suites | run | report | compare``: options and messages; imports the rest only when needed."""
 
 from __future__ import annotations
 
@@ -33,6 +33,9 @@ def suites() -> None:
 def run(
     suite: Annotated[str, typer.Argument(metavar="SUITE", help="A suite (`invdiff bench suites` lists them) or a YAML file, a frozen one too.")],
     out: Annotated[Path, typer.Option(help="Folder of the results; what is there already is not run again.")],
+    task: Annotated[list[str] | None, typer.Option(help="Only this task; may be repeated.")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="Only this method; may be repeated.")] = None,
+    image: Annotated[list[str] | None, typer.Option(help="Only this image; may be repeated.")] = None,
     images: Annotated[Path | None, typer.Option(help="Folder of image files to take instead of the suite's.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes. [default: one a core, for suites of one thread]", show_default=False)] = None,
     dask: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Run on the Dask cluster at this address instead.")] = None,
@@ -52,13 +55,38 @@ def run(
     try:
         display = _Display()
         with display.bar:
-            found = start(suite, out, images=images, workers=workers, executor=executor, again=again, report=display)
+            only = {"task": task or [], "method": method or [], "image": image or []}
+            found = start(
+                suite, out, images=images, workers=workers, executor=executor, only=only, again=again, report=display
+            )
     finally:
         if executor is not None:
             executor.shutdown(wait=False)
     counts = ", ".join(f"{number} {status}" for status, number in sorted(found.counts.items()))
     typer.echo(f"{out}: {found.total} runs ({found.skipped} were there already): {counts}")
     if found.counts["failed"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that `invdiff bench run` wrote.")]) -> None:
+    """Write a page of the results, report.html, and tables and plots beside it."""
+    from invdiff.bench.report import write
+
+    typer.echo(f"page: {write(folder, say=lambda text: typer.echo(text, err=True))}")
+
+
+@app.command()
+def compare(
+    old: Annotated[Path, typer.Argument(metavar="OLD", help="Folder of the results to compare with.")],
+    new: Annotated[Path, typer.Argument(metavar="NEW", help="Folder of the new ones.")],
+) -> None:
+    """Say what got better or worse beyond noise. Exit code 1: something got worse."""
+    from invdiff.bench.compare import compare as differences
+
+    text, regressions = differences(old, new)
+    typer.echo(text)
+    if regressions:
         raise typer.Exit(1)
 
 

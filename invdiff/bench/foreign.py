@@ -9,6 +9,7 @@ suite says otherwise.
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,12 +22,15 @@ if TYPE_CHECKING:
     from invdiff.bench.contestants import Case, Outcome
 
 
+_global = threading.Lock()  # torch's generator is one for all threads
+
+
 def _draw(case: Case, one: Callable[[], Tensor]) -> Outcome:
     """Samples of ``one()``, each with a seed of its own."""
     from invdiff.bench.contestants import Outcome
 
     drawn = []
-    with torch.random.fork_rng():
+    with _global, torch.random.fork_rng():
         for k in range(case.samples or 1):
             torch.manual_seed(case.seed * 1_000_003 + k + 1)
             drawn.append(one().detach().to(case.truth))

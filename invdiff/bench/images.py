@@ -6,6 +6,7 @@ The makers here are known to suites by their names; one of your own is a functio
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from skimage.transform import resize
 from torch import Tensor
 
 from invdiff import demo, phantoms, priors
-from invdiff.bench.components import Room
+from invdiff.bench.components import Room, room_of
 from invdiff.io import FORMATS, read_image
 from invdiff.priors.data import with_phase
 
@@ -59,15 +60,19 @@ def complex_phantom(size: int = 192, seed: int = 0) -> Tensor:
     return with_phase(phantoms.phantom(size, seed), torch.Generator().manual_seed(seed))[None]
 
 
-def drawn(prior: str, shape: list[int], seed: int = 0, steps: int = 40) -> Tensor:
-    """An image (C, H, W) drawn from a prior, for which that prior is exactly right: what it says of errors can be held to."""
+def drawn(prior: Any, shape: list[int], seed: int = 0, steps: int = 40) -> Tensor:
+    """An image (C, H, W) drawn from a prior, for which that prior is right: what it says of errors can be held to.
+
+    A prior by name is sampled in ``steps`` steps, an exact one (``Gaussian`` and others with ``sample``) exactly.
+    """
+    if hasattr(prior, "sample"):
+        return prior.sample(1, seed=seed).view(1, *shape)
     c, h, w = shape
-    return priors.sample(priors.load(prior), (1, c, h, w), seed=seed, steps=steps)  # type: ignore[arg-type]
+    return priors.sample(priors.load(prior), (1, c, h, w), seed=seed, steps=steps)
 
 
-IMAGES: Room = {
-    f.__name__: f for f in (photograph, picture, magnitude, phantom, shepp_logan, complex_phantom, drawn)
-}
+MAKERS = (photograph, picture, magnitude, phantom, shepp_logan, complex_phantom, drawn)
+IMAGES: Room = {f.__name__: f for f in MAKERS} | room_of(priors, ("Gaussian", "GaussianMixture"))
 
 
 def files(folder: Path) -> dict[str, Path]:

@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import sys
+import threading
 import time
 import traceback
 import warnings
@@ -199,19 +200,35 @@ def check(outcome: Outcome, truth: Tensor) -> None:
 def score(job: Job, outcome: Outcome, case: Case, judge: Any) -> dict[str, float | None]:
     """The metrics of the suite, and the scores of the judge of the task; None for what does not apply."""
     samples = None if outcome.samples is None else outcome.samples.cpu()
-    found = metrics.measure(outcome.x.cpu(), case.truth.cpu(), samples=samples, names=job.metrics)
+    found = metrics.measure(
+        outcome.x.cpu(), case.truth.cpu(), samples=samples, residual=residual(outcome.x, case), names=job.metrics
+    )
     found |= judge(outcome, case) if judge else {}
     return {name: None if v is None or not np.isfinite(v) else float(v) for name, v in found.items()}
+
+
+def residual(x: Tensor, case: Case) -> Tensor | None:
+    """``(y - A x) / std(noise)`` of the numbers that are measured; None without noise."""
+    with torch.no_grad():
+        z = case.A.A(x)
+        variance = case.noise.variance(z)
+        probe = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype).to(x.device)
+        measured = case.A.A(probe) != 0 if hasattr(case.A, "A_adjoint") else torch.ones_like(z, dtype=torch.bool)
+    return ((case.y - z) / variance.sqrt())[measured].cpu() if bool((variance > 0).all()) else None
 
 
 # Cost
 
 
 class Evaluations:
-    """Counts passes through a prior, an image each, with hooks: of any method, and without a wrapper that it might notice."""
+    """Counts passes through a prior, an image each, with hooks: of any method, and without a wrapper that it might notice.
+
+    Of a prior that several threads share, each counts its own.
+    """
 
     def __init__(self) -> None:
         self.forward = self.backward = 0
+        self.thread = threading.get_ident()
 
     @contextmanager
     def of(self, prior: Any) -> Iterator[None]:
@@ -222,6 +239,8 @@ class Evaluations:
         each = getattr(module, "evaluations", 1)
 
         def hook(_: Any, inputs: Any, output: Tensor) -> None:
+            if threading.get_ident() != self.thread:
+                return
             rows = len(output) * each
             self.forward += rows
             if output.requires_grad:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, wait
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -44,6 +44,7 @@ def run(
     images: str | Path | None = None,
     workers: int | None = None,
     executor: Executor | None = None,
+    only: Mapping[str, Sequence[str]] | None = None,
     again: bool = False,
     report: Report = lambda progress: None,
 ) -> Progress:
@@ -53,6 +54,7 @@ def run(
     :param images: a folder whose images take the place of the suite's.
     :param workers: processes; by default as many as there are cores for the threads that the suite gives each.
     :param executor: any ``concurrent.futures.Executor`` to run on instead; it is not shut down.
+    :param only: a part of the suite, such as {"task": ["inpaint"], "method": ["dps", "tv"]}; also "image".
     :param again: also run again what failed or was refused.
     :param report: called with the progress, at the beginning and after every run.
     :raises ValueError: the suite is wrong, or ``out`` holds another one.
@@ -65,7 +67,7 @@ def run(
         pool = Given(executor) if executor is not None else Processes(workers, given.threads)  # they start while the suite is frozen
         try:
             frozen, notes = open_folder(given, out)
-            todo, progress = _missing(frozen, out, again)
+            todo, progress = _missing(frozen, out, only or {}, again)
             progress.problems += notes
             report(progress)
             _work(pool, todo, out, progress, report)
@@ -96,10 +98,15 @@ def _changes(frozen: Suite) -> list[str]:
     return [f"the suite was frozen with {', '.join(changed)}; scores may differ"] if changed else []
 
 
-def _missing(frozen: Suite, out: Path, again: bool) -> tuple[list[Job], Progress]:
+def _missing(frozen: Suite, out: Path, only: Mapping[str, Sequence[str]], again: bool) -> tuple[list[Job], Progress]:
     found, problems = records.load(out)
     done = {r["key"] for r in found if r["status"] == "ok" or not again}
     jobs = performing.jobs(frozen)
+    for kind, names in only.items():
+        known = {job.spec[kind] for job in jobs}
+        if unknown := set(names) - known:
+            raise ValueError(f"{kind} {min(unknown)!r} is none of this suite's: {', '.join(sorted(known))}")
+        jobs = [job for job in jobs if not names or job.spec[kind] in names]
     todo = [job for job in jobs if job.key not in done]
     progress = Progress(len(jobs), len(jobs) - len(todo), len(jobs) - len(todo), problems=[f"{p}; run again" for p in problems])
     wanted = {job.key for job in jobs}
@@ -110,6 +117,16 @@ def _missing(frozen: Suite, out: Path, again: bool) -> tuple[list[Job], Progress
 def _work(pool: Processes | Given, todo: list[Job], out: Path, progress: Progress, report: Report) -> None:
     """Hand out the runs and record what comes back."""
     waiting, running = deque(todo), dict[Future[Done], Job]()
+    try:
+        _hand_out(pool, waiting, running, out, progress, report)
+    finally:
+        for future in running:  # where something went wrong
+            future.cancel()
+
+
+def _hand_out(
+    pool: Processes | Given, waiting: deque[Job], running: dict[Future[Done], Job], out: Path, progress: Progress, report: Report
+) -> None:
     lost: Counter[str] = Counter()  # how often a worker died while a run was under way
     clock, broken = _Clock(), False
     while waiting or running:
