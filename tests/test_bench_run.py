@@ -36,8 +36,8 @@ name: tiny
 samples: 2
 prior: tiny.safetensors
 images:
-  a: {source: {photograph: {name: astronaut, size: 32}}}
-  b: {source: {photograph: {name: camera, size: 32}}}
+  a: {source: {photograph: {name: astronaut, size: 16}}}
+  b: {source: {photograph: {name: camera, size: 16}}}
 tasks:
   inpaint: {operator: {Inpainting: {mask: {random_mask: {shape: $shape, keep: 0.5}}}}, noise: 0.05}
   superres: {operator: {Downsampling: {factor: 4}}, noise: 2e-2}
@@ -151,7 +151,9 @@ def by_method(out: str = "out") -> dict[str, bench.Record]:
 
 
 def test_every_pair_has_a_record_with_scores_cost_and_pictures(folder: Path) -> None:
-    progress = run()
+    told: list[float | None] = []
+    progress = run(report=lambda p: told.append(p.remaining))
+    assert told[0] is None and told[-1] == 0 and all(t is not None and t > 0 for t in told[1:-1])
     found, problems = bench.load("out")
     assert progress.counts == {"ok": RUNS} and len(found) == RUNS and not problems
     assert {(r["spec"]["task"], r["spec"]["image"], r["spec"]["method"]) for r in found} == set(suites.read("tiny.yaml").pairs())
@@ -182,7 +184,7 @@ def test_the_frozen_suite_gives_the_same_scores_again(folder: Path) -> None:
 
 
 def test_a_frozen_suite_holds_all_settings(folder: Path) -> None:
-    run()
+    run(only={"method": ["measurement"]})
     frozen = yaml.safe_load((folder / "out/suite.yaml").read_text())
     assert frozen["methods"]["dps-3"]["run"]["DPS"]["weight"] == 1.0
     assert frozen["methods"]["auto"]["chosen"]["superres"]["run"]["DiffPIR"]["weight"] == 0.05
@@ -307,7 +309,7 @@ def test_two_at_once_are_refused_and_a_lock_ends_with_its_process(folder: Path) 
 
 
 def test_a_folder_keeps_to_its_suite() -> None:
-    run()
+    run(only={"method": ["measurement"]})
     text = yaml.safe_load(SUITE)
     text["tasks"]["inpaint"]["noise"] = 0.06
     Path("other.yaml").write_text(yaml.safe_dump(text))
@@ -317,7 +319,7 @@ def test_a_folder_keeps_to_its_suite() -> None:
 
 @pytest.mark.parametrize("part", ["image", "measurement", "prior"])
 def test_what_is_not_what_was_frozen_is_refused(folder: Path, part: str) -> None:
-    run()
+    run(only={"method": ["measurement"]})
     text = yaml.safe_load((folder / "out/suite.yaml").read_text())
     if part == "image":
         text["images"]["a"]["source"]["photograph"]["name"] = "coffee"
@@ -409,14 +411,8 @@ def test_processes_give_the_same_scores_as_threads(capfd: pytest.CaptureFixture[
 
 def test_threads_share_a_prior_and_count_their_own_evaluations() -> None:
     with ThreadPoolExecutor(3) as executor:
-        bench.run("tiny.yaml", "out", executor=executor)
+        bench.run("tiny.yaml", "out", executor=executor, only={"method": ["dps-3", "tv"]})
     assert {r["cost"]["nfe"] for r in bench.load("out")[0] if r["spec"]["method"] == "dps-3"} == {3.0}
-
-
-def test_what_remains_is_estimated() -> None:
-    told: list[float | None] = []
-    run(report=lambda p: told.append(p.remaining))
-    assert told[0] is None and told[-1] == 0 and all(t is not None and t > 0 for t in told[1:-1])
 
 
 # Contestants
@@ -435,7 +431,7 @@ def case(prior: Any, A: Any, truth: torch.Tensor, samples: int = 2, seed: int = 
 SETTINGS: dict[str, dict[str, Any]] = {
     "deepinv_dps": {"num_steps": 4},
     "deepinv_diffpir": {"max_iter": 4},
-    "deepinv_posterior": {"num_steps": 60},
+    "deepinv_posterior": {"num_steps": 12, "sigma_max": 2.0},
 }
 
 
@@ -459,10 +455,10 @@ def test_samplers_of_other_libraries_depend_on_the_seed_alone(name: str, prior: 
 @pytest.mark.parametrize("name", ["total_variation", "wavelets", "bm3d"])
 def test_classical_denoisers_denoise(name: str) -> None:
     pytest.importorskip({"wavelets": "pywt", "bm3d": "bm3d"}.get(name, "torch"))
-    truth = sources.photograph("astronaut", 48)
+    truth = sources.photograph("astronaut", 32)
     noisy = case(None, Denoising(noise=0.1), truth)
     x = contestants.contestant({name: {}})(noisy).x
-    assert (x - truth).square().mean() < 0.6 * (noisy.y - truth).square().mean()
+    assert (x - truth).square().mean() < 0.75 * (noisy.y - truth).square().mean()
 
 
 def test_total_variation_treats_complex_images() -> None:
@@ -517,7 +513,7 @@ def test_images_of_a_folder_take_the_place_of_the_suites(folder: Path) -> None:
 
     (folder / "pictures").mkdir()
     Image.new("RGB", (50, 40), (200, 100, 50)).save(folder / "pictures/flat.png")
-    text = yaml.safe_load(SUITE) | {"images": {}, "files": {"picture": {"path": "$path", "size": 32}}}
+    text = yaml.safe_load(SUITE) | {"images": {}, "files": {"picture": {"path": "$path", "size": 16}}}
     Path("own.yaml").write_text(yaml.safe_dump(text))
     with pytest.raises(ValueError, match="--images DIR"):
         run("own.yaml")
@@ -531,7 +527,7 @@ WRONG = {
     "tasks.inpaint: unknown entry 'nois'": ("noise: 0.05", "nois: 0.05"),
     "tasks.inpaint: 'noise' is missing": (", noise: 0.05", ""),
     "tasks.inpaint: unknown name 'Inpaintin'": ("{Inpainting", "{Inpaintin"),
-    "tasks.inpaint: Inpainting: got an unexpected keyword argument 'maks'; it takes mask": ("mask:", "maks:"),
+    "tasks.inpaint: Inpainting: got an unexpected keyword argument 'maks'; it takes mask": ("{mask:", "{maks:"),
     "tasks.inpaint: nothing is known as $shap": ("$shape", "$shap"),
     "images.a: photographs: astronaut": ("name: astronaut", "name: astronaut2"),
     "methods.dps-3: DPS: steps must be at least 1": ("steps: 3", "steps: 0"),

@@ -100,14 +100,13 @@ def test_types_are_announced() -> None:
 # Who may import whom (ARCHITECTURE.md): a module imports only what stands lower than itself, or its own room
 
 RANK = {
-    **dict.fromkeys(["samplers", "io", "phantoms"], 0),
+    **dict.fromkeys(["samplers", "io", "phantoms", "metrics"], 0),
     **dict.fromkeys(["operators", "priors", "baseline"], 1),
     "problem": 2,
     "solvers": 3,
     "result": 4,
     "solving": 5,
     **dict.fromkeys(["restore", "demo"], 6),
-    "metrics": 1,
     "bench": 7,
     "cli": 8,
 }

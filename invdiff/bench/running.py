@@ -64,8 +64,10 @@ def run(
     given = suite if isinstance(suite, Suite) else suites.read(suite, None if images is None else Path(images))
     out.mkdir(parents=True, exist_ok=True)
     with records.lock(out):
-        pool = Given(executor) if executor is not None else Processes(workers, given.threads)  # they start while the suite is frozen
+        pool = Given(executor) if executor is not None else Processes(workers, given.threads)
         try:
+            if not (out / "suite.yaml").is_file():
+                pool.start()  # while the suite is frozen here
             frozen, notes = open_folder(given, out)
             todo, progress = _missing(frozen, out, only or {}, again)
             progress.problems += notes

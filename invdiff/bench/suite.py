@@ -25,6 +25,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import lru_cache
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
@@ -366,6 +367,7 @@ def prior_sha256(prior: Component) -> str:
     return weights.hexdigest()
 
 
+@lru_cache(maxsize=1)
 def versions() -> dict[str, str]:
     """Versions of this package and of the libraries that scores depend on, those that are installed."""
     found = {"invdiff": __version__, "python": ".".join(map(str, sys.version_info[:3]))}

@@ -23,7 +23,7 @@ from invdiff.operators import Noise, as_noise, from_callable
 TOLERANCE = 1e-4
 
 
-def birdcage_maps(shape: tuple[int, ...], coils: int = 8, radius: float = 1.2) -> Tensor:
+def birdcage_maps(shape: tuple[int, ...], coils: int = 8, radius: float = 1.5) -> Tensor:
     """Sensitivities (coils, H, W), complex, of coils evenly spaced on a circle of ``radius`` half-sides around the image.
 
     Each falls off with the distance from its coil and turns its phase with the direction; ``sum_c |S_c|^2 = 1``.

@@ -46,9 +46,10 @@ class Processes:
         if workers is not None and workers < 1:
             raise ValueError(f"workers is at least 1, got {workers}")
         self.workers, self.threads = workers or max(1, cores() // threads), threads
-        self._start()
+        self._pool: ProcessPoolExecutor | None = None
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Start the processes, which takes them seconds; otherwise the first run does."""
         context = get_context("spawn")  # a fork would copy the locks of torch's threads
         reader, self._alive = context.Pipe(duplex=False)
         self._pool = ProcessPoolExecutor(self.workers, context, _begin, (reader, self.threads))
@@ -61,6 +62,8 @@ class Processes:
         return self.workers
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        if self._pool is None:
+            self.start()
         if self._first is not None:
             try:
                 self._first.result()
@@ -70,20 +73,24 @@ class Processes:
                     'under `if __name__ == "__main__":`'
                 ) from error
             self._first = None
+        assert self._pool is not None
         return self._pool.submit(function, *arguments)
 
     def restart(self) -> None:
         """After a worker has died."""
         self.close(now=True)
-        self._start()
+        self.start()
 
     def close(self, now: bool = False) -> None:
         """End the workers: once they are done, or now."""
+        if self._pool is None:
+            return
         if now:
             self._alive.close()
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._alive.close()
         self._reader.close()
+        self._pool = None
 
 
 class Given:
@@ -94,6 +101,8 @@ class Given:
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
         return self.executor.submit(function, *arguments)
+
+    def start(self) -> None: ...
 
     def restart(self) -> None:
         raise RuntimeError("the executor is broken; start again, what was finished is kept")
