@@ -76,7 +76,7 @@ def jobs(frozen: suites.Suite) -> list[Job]:
         if run == "auto":
             run, samples = method.chosen[name]["run"], method.chosen[name]["samples"]
         classical = split(run)[0] in contestants.CLASSICAL
-        known = suites.prior_label(task.prior)
+        known = tasks.prior_label(task.prior)
         operator, arguments = split(task.operator)
         spec = {
             "task": name,
@@ -142,7 +142,7 @@ def perform(job: Job) -> Done:
         "error": error,
         "metrics": scores,
         "cost": cost,
-        "versions": suites.versions(),
+        "versions": records.versions(),
         "machine": machine(job.threads),
         "started": started,
         "warnings": sorted({f"{w.category.__name__}: {w.message}" for w in caught if "invdiff" in w.filename}),
@@ -162,7 +162,7 @@ def _place(error: Exception) -> str:
 @lru_cache(maxsize=4)
 def _prior(text: str, device: torch.device) -> Any:
     """The priors last used stay in the worker."""
-    prior = suites.load_prior(json.loads(text))
+    prior = tasks.load_prior(json.loads(text))
     return prior.to(device) if isinstance(prior, LatentPrior) else as_prior(prior).to(device)
 
 

@@ -9,12 +9,18 @@ import hashlib
 import json
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
+from invdiff import __version__
 from invdiff.bench.components import canonical
+
+LIBRARIES = ("torch", "deepinv", "piq", "scikit-image", "numpy", "azula", "bm3d", "PyWavelets")
 
 
 class Record(TypedDict):
@@ -50,6 +56,18 @@ def digest(data: bytes) -> str:
 def key(spec: dict[str, Any]) -> str:
     """The name of a run."""
     return digest(canonical(spec).encode())
+
+
+@lru_cache(maxsize=1)
+def versions() -> dict[str, str]:
+    """Versions of this package and of the libraries that scores depend on, those that are installed."""
+    found = {"invdiff": __version__, "python": ".".join(map(str, sys.version_info[:3]))}
+    for name in LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 def write_bytes(path: Path, data: bytes) -> None:

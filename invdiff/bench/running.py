@@ -95,7 +95,7 @@ def open_folder(given: Suite, out: Path) -> tuple[Suite, list[str]]:
 
 
 def _changes(frozen: Suite) -> list[str]:
-    now = suites.versions()
+    now = records.versions()
     changed = [f"{k} {v} (now {now.get(k, 'not installed')})" for k, v in frozen.made_with.items() if now.get(k) != v]
     return [f"the suite was frozen with {', '.join(changed)}; scores may differ"] if changed else []
 
@@ -185,7 +185,7 @@ def _gone(job: Job, error: str) -> Done:
         "error": " ".join(error.split()),
         "metrics": dict.fromkeys(job.metrics),
         "cost": dict.fromkeys(("nfe", "backward", "seconds", "cpu_seconds", "peak_mib")),
-        "versions": suites.versions(),
+        "versions": records.versions(),
         "machine": performing.machine(job.threads),
         "started": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "warnings": [],

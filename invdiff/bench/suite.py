@@ -19,24 +19,18 @@ the metrics with their back ends, and the versions it was made with. A frozen su
 
 from __future__ import annotations
 
-import hashlib
 import re
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import lru_cache
-from importlib import metadata, resources
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from invdiff import __version__
-from invdiff.bench.components import Component, build, canonical, room_of, split, with_defaults
-from invdiff.bench.records import digest
-
-LIBRARIES = ("torch", "deepinv", "piq", "scikit-image", "numpy", "azula", "bm3d", "PyWavelets")
+from invdiff.bench.components import Component, build, split, with_defaults
+from invdiff.bench.records import digest, versions
 
 
 @dataclass(frozen=True)
@@ -109,8 +103,7 @@ class Suite:
         for name, task in self.tasks.items():
             for image in task.images or self.images:
                 for label, method in self.methods.items():
-                    wanted = label in task.methods if task.methods else not method.tasks or name in method.tasks
-                    if wanted and (not method.tasks or name in method.tasks):
+                    if (not task.methods or label in task.methods) and (not method.tasks or name in method.tasks):
                         yield name, image, label
 
 
@@ -285,8 +278,8 @@ def freeze(suite: Suite) -> Suite:
     for name, task in suite.tasks.items():
         prior = task.prior or suite.prior
         with _at(f"tasks.{name}"):
-            label = prior_label(prior)
-            priors[label] = prior_sha256(prior)
+            label = tasks.prior_label(prior)
+            priors[label] = tasks.prior_sha256(prior)
             if suite.priors.get(label, priors[label]) != priors[label]:
                 raise ValueError(f"the weights of the prior {label} are not those that the suite was frozen with")
             found, auto = dict(task.measurements), {}
@@ -335,45 +328,3 @@ def _at(where: str) -> Iterator[None]:
 def count(suite: Suite, method: Method) -> int | None:
     """Samples that a method is asked for; None leaves it to the strategy."""
     return (suite.samples if method.samples is None else method.samples) or None
-
-
-def prior_label(prior: Component) -> str:
-    """What a prior is called in records: its name or that of its file, or the component as JSON."""
-    return Path(prior).name if isinstance(prior, str) else canonical(prior)
-
-
-def load_prior(prior: Component) -> Any:
-    """A prior by its name or file (``priors.load``), by import path, or as a component such as ``Gaussian``."""
-    from invdiff import priors
-    from invdiff.priors.registry import SOURCES
-
-    source, colon, _ = prior.partition(":") if isinstance(prior, str) else ("", ":", "")
-    if not colon or source in SOURCES or (isinstance(prior, str) and Path(prior).suffix == ".safetensors"):
-        return priors.load(prior)  # type: ignore[arg-type]
-    return build(prior, room_of(priors, priors.__all__))
-
-
-def prior_sha256(prior: Component) -> str:
-    """Checksum of the file of a prior, or of the weights of one that has none."""
-    from invdiff.priors import names
-    from invdiff.priors.registry import WEIGHTS
-
-    if isinstance(prior, str) and (prior in names() or Path(prior).is_file()):
-        path = WEIGHTS / f"{prior}.safetensors" if prior in names() else Path(prior)
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    weights = hashlib.sha256()
-    for name, value in load_prior(prior).state_dict().items():
-        weights.update(name.encode() + value.detach().cpu().float().contiguous().numpy().tobytes())
-    return weights.hexdigest()
-
-
-@lru_cache(maxsize=1)
-def versions() -> dict[str, str]:
-    """Versions of this package and of the libraries that scores depend on, those that are installed."""
-    found = {"invdiff": __version__, "python": ".".join(map(str, sys.version_info[:3]))}
-    for name in LIBRARIES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found

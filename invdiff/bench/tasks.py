@@ -1,4 +1,4 @@
-"""Tasks: the operator and the measurement of an image, always the same, and recognised when they are.
+"""Tasks: the operator, the measurement of an image and the prior, always the same, and recognised when they are.
 
 Rounding differs between machines, so what is frozen cannot be compared by a checksum alone: its *fingerprint*, a few projections,
 may differ by ``TOLERANCE`` of its size.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,10 @@ import torch
 from deepinv.physics import Physics
 from torch import Tensor
 
-from invdiff import operators
-from invdiff.bench.components import Component, Room, build, find, room_of, split
+from invdiff import operators, priors
+from invdiff.bench.components import Component, Room, build, canonical, find, room_of, split
 from invdiff.operators import Noise, as_noise, from_callable
+from invdiff.priors import registry
 
 TOLERANCE = 1e-4
 
@@ -64,6 +66,31 @@ def operator(component: Component, noise: Component | float, shape: tuple[int, .
     if not more:
         A.noise_model = law
     return A, law
+
+
+def prior_label(prior: Component) -> str:
+    """What a prior is called in records: its name or that of its file, or the component as JSON."""
+    return Path(prior).name if isinstance(prior, str) else canonical(prior)
+
+
+def load_prior(prior: Component) -> Any:
+    """A prior by its name or file (``priors.load``), by import path, or as a component such as ``Gaussian``."""
+    name = prior if isinstance(prior, str) else ""
+    source, colon, _ = name.partition(":")
+    if name and (not colon or source in registry.SOURCES or Path(name).suffix == ".safetensors"):
+        return priors.load(name)
+    return build(prior, room_of(priors, priors.__all__))
+
+
+def prior_sha256(prior: Component) -> str:
+    """Checksum of the file of a prior, or of the weights of one that has none."""
+    if isinstance(prior, str) and (prior in priors.names() or Path(prior).is_file()):
+        path = registry.WEIGHTS / f"{prior}.safetensors" if prior in priors.names() else Path(prior)
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    weights = hashlib.sha256()
+    for name, value in load_prior(prior).state_dict().items():
+        weights.update(name.encode() + value.detach().cpu().float().contiguous().numpy().tobytes())
+    return weights.hexdigest()
 
 
 def measure(A: Physics, law: Noise, truth: Tensor, seed: int) -> Tensor:
