@@ -96,31 +96,34 @@ class BestTV(NamedTuple):
     psnr: Tensor  # (B,), dB
 
 
-def psnr(x: Tensor, truth: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each image in dB, peak 1, after clipping ``x`` to [0, 1]; shape (B,)."""
-    return -10 * (x.clamp(0, 1) - truth).square().flatten(1).mean(1).log10()
+def psnr(x: Tensor, truth: Tensor, clip: bool = True) -> Tensor:
+    """Peak signal-to-noise ratio of each image in dB, peak 1, by default after clipping ``x`` to [0, 1]; shape (B,)."""
+    return -10 * ((x.clamp(0, 1) if clip else x) - truth).square().flatten(1).mean(1).log10()
 
 
-def best_tv(y: Tensor, A: Any, truth: Tensor, weights: Iterable[float], *, iterations: int = 150) -> BestTV:
+def best_tv(
+    y: Tensor, A: Any, truth: Tensor, weights: Iterable[float], *, iterations: int = 150, box: bool = True
+) -> BestTV:
     """Total variation at the weight with the highest PSNR against ``truth``: an oracle no one has in practice.
 
     Each image gets its own best weight: first of the grid ``weights``, then of two refinements of the ratio between
-    neighbours down to 2^(1/4), which leaves less than 0.02 dB on the table when the grid's own ratio is 2.
+    neighbours down to 2^(1/4), which leaves less than 0.02 dB on the table when the grid's own ratio is 2. ``box=False`` for
+    images beyond [0, 1], such as complex ones.
     """
     one = torch.ones(len(truth), dtype=truth.dtype, device=truth.device)
     best = BestTV(torch.zeros_like(truth), one, one * -torch.inf)
     for trial in [one * weight for weight in weights]:
-        best = _better(best, y, A, truth, trial, iterations)
+        best = _better(best, y, A, truth, trial, iterations, box)
     for ratio in (2**0.5, 2**0.25):
         centre = best.weight
         for trial in (centre * ratio, centre / ratio):
-            best = _better(best, y, A, truth, trial, iterations)
+            best = _better(best, y, A, truth, trial, iterations, box)
     return best
 
 
-def _better(best: BestTV, y: Tensor, A: Any, truth: Tensor, weight: Tensor, iterations: int) -> BestTV:
-    x = tv(y, A, weight, iterations=iterations)
-    value = psnr(x, truth)
+def _better(best: BestTV, y: Tensor, A: Any, truth: Tensor, weight: Tensor, iterations: int, box: bool) -> BestTV:
+    x = tv(y, A, weight, iterations=iterations, box=box)
+    value = psnr(x, truth, clip=box)
     wins = value > best.psnr
     return BestTV(
         torch.where(wins.view(-1, 1, 1, 1), x, best.x),

@@ -1,4 +1,4 @@
-"""The command line: ``invdiff restore | demo | priors | solvers | train | sample``.
+"""The command line: ``invdiff restore | demo | priors | solvers | train | sample | bench``.
 
 Heavy libraries are imported inside the commands, so that ``--help`` and typing mistakes answer at once. Mistakes end in
 one line ``error: ...`` and exit code 2; exit code 1 means that some pictures of many failed, 130 that you stopped it.
@@ -21,6 +21,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from typer.core import TyperGroup
 
 from invdiff import __version__
+from invdiff.bench import cli as bench
 
 # What work can raise; RuntimeError is torch's, out of memory included.
 ERRORS = (ValueError, TypeError, LookupError, OSError, ArithmeticError, ImportError, MemoryError, RuntimeError)
@@ -65,6 +66,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(bench.app, name="bench")
 main = app
 
 

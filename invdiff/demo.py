@@ -59,12 +59,13 @@ TASKS = (
 )
 
 
-def photograph(name: str) -> Tensor:
-    """The centre square of one of scikit-image's photographs, reduced to (1, C, SIDE, SIDE) with antialiasing."""
+def photograph(name: str, side: int | None = None) -> Tensor:
+    """The centre square of one of scikit-image's photographs, reduced to (1, C, side, side), by default SIDE, with antialiasing."""
+    side = side or SIDE
     image = getattr(data, name)()
     n = min(image.shape[:2])
     top, left = (image.shape[0] - n) // 2, (image.shape[1] - n) // 2
-    square = resize(image[top : top + n, left : left + n], (SIDE, SIDE), anti_aliasing=True)
+    square = resize(image[top : top + n, left : left + n], (side, side), anti_aliasing=True)
     return torch.from_numpy(np.atleast_3d(square)).permute(2, 0, 1)[None].float()
 
 

@@ -1,0 +1,155 @@
+"""Records: one JSON file a run, written whole or not at all, read with suspicion; and the lock of a folder.
+
+``KEY`` is the first 16 hexadecimal digits of the SHA-256 of the canonical JSON of ``spec``, so that equal runs have one file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+from invdiff import __version__
+from invdiff.bench.components import canonical
+
+LIBRARIES = ("torch", "deepinv", "piq", "scikit-image", "numpy", "azula", "bm3d", "PyWavelets")
+
+
+class Record(TypedDict):
+    """What a run was, and what came of it.
+
+    ``status``: "ok"; "failed" (it raised, gave NaN or diverged); "refused" (it said before the first evaluation that it cannot
+    treat the task, or a package it needs is missing). ``metrics`` holds None where one does not apply, names as in ``invdiff.metrics``. ``cost``: ``nfe`` and
+    ``backward``, forward and backward passes through the network a sample; ``seconds`` and ``cpu_seconds`` of the whole run (all
+    samples, no scoring), the latter of the process; ``peak_mib``, the largest memory of the process during the run,
+    libraries and weights included, on a GPU what torch allocated there. ``pictures``: paths from the folder.
+    """
+
+    key: str
+    suite: str
+    protocol: str
+    spec: dict[str, Any]
+    status: Literal["ok", "failed", "refused"]
+    error: str | None
+    metrics: dict[str, float | None]
+    cost: dict[str, float | None]
+    versions: dict[str, str]
+    machine: dict[str, Any]
+    started: str
+    warnings: list[str]
+    pictures: dict[str, str]
+
+
+def digest(data: bytes) -> str:
+    """16 hexadecimal digits that name some data."""
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def key(spec: dict[str, Any]) -> str:
+    """The name of a run."""
+    return digest(canonical(spec).encode())
+
+
+@lru_cache(maxsize=1)
+def versions() -> dict[str, str]:
+    """Versions of this package and of the libraries that scores depend on, those that are installed."""
+    found = {"invdiff": __version__, "python": ".".join(map(str, sys.version_info[:3]))}
+    for name in LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file that is there whole or not at all, even if the machine goes down."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write(folder: Path, record: Record) -> None:
+    """Write a record under its key."""
+    text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
+    write_bytes(folder / "runs" / f"{record['key']}.json", text.encode())
+
+
+def load(folder: str | Path) -> tuple[list[Record], list[str]]:
+    """The records of a folder, by key, and one line about each file that is none: cut off, altered, or of another run."""
+    records, problems = [], []
+    for path in sorted((Path(folder) / "runs").glob("*.json")):
+        try:
+            records.append(_checked(json.loads(path.read_bytes()), path.stem))
+        except (ValueError, TypeError, OSError) as error:
+            problems.append(f"{path}: corrupt record ({' '.join(str(error).split())})")
+    return records, problems
+
+
+def _checked(record: Any, name: str) -> Record:
+    if not isinstance(record, dict):
+        raise TypeError("not a record")
+    missing = [field for field in Record.__annotations__ if field not in record]
+    if missing:
+        raise ValueError(f"it lacks {', '.join(missing)}")
+    if record["status"] not in ("ok", "failed", "refused"):
+        raise ValueError(f"its status is {record['status']!r}")
+    if not record["key"] == name == key(record["spec"]):
+        raise ValueError("its name is not that of its settings")
+    return record  # type: ignore[return-value]
+
+
+class Locked(RuntimeError):
+    """Another process works in the folder."""
+
+
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a folder. The system drops the lock with the process, however it ends.
+
+    :raises Locked: another process holds it.
+    """
+    path = folder / ".lock"
+    with path.open("a+b") as f:
+        try:
+            _acquire(f.fileno())
+        except OSError:
+            f.seek(0)
+            raise Locked(f"{folder} is being worked on by {f.read().decode() or 'another process'}; wait for it, or stop it") from None
+        f.truncate(0)
+        f.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+        f.flush()
+        for leftover in [*folder.glob(".*.tmp"), *(folder / "runs").glob(".*.tmp"), *(folder / "pictures").glob(".*.tmp")]:
+            leftover.unlink(missing_ok=True)  # of a process that was killed while writing
+        yield
+
+
+if os.name == "nt":  # the byte is beyond what is read, since it cannot be read while it is locked
+
+    def _acquire(descriptor: int) -> None:
+        import msvcrt
+
+        os.lseek(descriptor, 1 << 20, os.SEEK_SET)
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+
+else:
+
+    def _acquire(descriptor: int) -> None:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

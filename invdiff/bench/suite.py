@@ -1,0 +1,330 @@
+"""Suites: what is run, read from YAML, checked, and frozen.
+
+    name: quick                    # and about, seed (0), samples drawn a run (4), threads (1), metrics (all), prior (natural)
+    images:
+      astronaut: {source: {photograph: {name: astronaut, size: 96}}}
+    tasks:
+      inpaint:
+        operator: {Inpainting: {mask: {random_mask: {shape: $shape, keep: 0.5, seed: 0}}}}
+        noise: 0.05
+    methods:
+      auto:                        # a name alone runs what is called so
+      dps-20: {run: {DPS: {steps: 20}}}
+
+``source``, ``operator``, ``noise``, ``prior`` and ``run`` are components (:mod:`invdiff.bench.components`). A task may name its own
+``images``, ``methods``, ``prior``, ``seed`` (of the noise) and ``judge``; a method its ``tasks`` and ``samples``. Freezing adds what else
+determines the scores: checksums of images, measurements and priors, all settings of the methods, what "auto" chooses,
+the metrics with their back ends, and the versions it was made with. A frozen suite is a suite.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from invdiff.bench.components import Component, build, split, with_defaults
+from invdiff.bench.records import digest, versions
+
+
+@dataclass(frozen=True)
+class Image:
+    """A true image: where it comes from, and how it is recognised once frozen."""
+
+    source: Component
+    sha256: str = ""
+    fingerprint: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Task:
+    """An operator and its noise, on some images (by default all) by some methods (by default all that do not name tasks).
+
+    ``judge``, by import path, is called as ``judge(outcome, case)`` and returns further scores, name to number.
+    """
+
+    operator: Component
+    noise: Component | float
+    title: str = ""
+    seed: int = 0
+    prior: Component = ""
+    images: list[str] = field(default_factory=list)
+    methods: list[str] = field(default_factory=list)
+    judge: Component = ""
+    measurements: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A contestant; ``samples: 0`` leaves their number to the strategy. ``chosen`` holds what "auto" takes, by task."""
+
+    run: Component
+    samples: int | None = None
+    tasks: list[str] = field(default_factory=list)
+    chosen: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A suite (module docstring). ``files`` is the source that makes an image of a file, ``$path``, for ``--images``."""
+
+    name: str
+    images: dict[str, Image]
+    tasks: dict[str, Task]
+    methods: dict[str, Method]
+    about: str = ""
+    seed: int = 0
+    samples: int = 4
+    threads: int = 1
+    prior: Component = "natural"
+    metrics: Any = None
+    files: Component = ""
+    priors: dict[str, str] = field(default_factory=dict)
+    declared: str = ""
+    made_with: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def protocol(self) -> str:
+        """16 digits that name the suite."""
+        return digest(self.yaml().encode())
+
+    def yaml(self) -> str:
+        """The suite as the text of a file; settings that have their default value are left out."""
+        return yaml.safe_dump(_without_defaults(self), sort_keys=False, width=120, default_flow_style=None, allow_unicode=True)
+
+    def pairs(self) -> Iterator[tuple[str, str, str]]:
+        """Every (task, image, method)."""
+        for name, task in self.tasks.items():
+            for image in task.images or self.images:
+                for label, method in self.methods.items():
+                    if (not task.methods or label in task.methods) and (not method.tasks or name in method.tasks):
+                        yield name, image, label
+
+
+def suites() -> list[str]:
+    """Names of the suites that ship."""
+    folder = resources.files("invdiff.bench") / "suites"
+    return sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml"))
+
+
+def read(name: str | Path, images: Path | None = None) -> Suite:
+    """Read a suite that ships (by name) or a YAML file (by path). ``images``: a folder to take the images from instead.
+
+    ``ValueError`` names the suite and the place in it that is wrong. One that lives of ``images`` has none without.
+    """
+    path = Path(name)
+    if str(name) in suites():
+        text = (resources.files("invdiff.bench") / "suites" / f"{name}.yaml").read_text(encoding="utf-8")
+    elif path.is_file():
+        text = path.read_text(encoding="utf-8")
+    else:
+        raise ValueError(f"unknown suite {str(name)!r}; suites that ship: {', '.join(suites())}; or give a YAML file")
+    try:
+        values = yaml.load(text, _Loader)  # a SafeLoader
+        if images is not None:
+            values["images"] = _from_files(values, images)
+        suite: Suite = _made(Suite, values, "")
+        _check(suite)
+    except (yaml.YAMLError, ValueError, TypeError) as error:
+        raise ValueError(f"suite {name}: {' '.join(str(error).split())}") from None
+    return suite
+
+
+def _from_files(values: Any, folder: Path) -> dict[str, Any]:
+    from invdiff.bench.images import files
+
+    if not isinstance(values, dict) or "files" not in values:
+        raise ValueError("it takes no --images: it has no entry 'files', which says what to make of them")
+    name, arguments = split(values["files"])
+    return {
+        stem: {"source": {name: {k: str(path) if v == "$path" else v for k, v in arguments.items()}}}
+        for stem, path in files(folder).items()
+    }
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 1e-3 is a number, and a key given twice a mistake."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        keys = [self.construct_object(k) for k, _ in node.value]  # type: ignore[no-untyped-call]
+        twice = [k for k in keys if keys.count(k) > 1]
+        if twice:
+            raise ValueError(f"line {node.start_mark.line + 1}: {twice[0]!r} is given twice")
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
+
+# What the fields of the dataclasses may hold, and the dataclass of those that hold several
+_KINDS: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "int | None": (int, type(None)),
+    "Component": (str, dict),
+    "Component | float": (str, dict, float, int),
+    "list[str]": (list,),
+    "list[float]": (list,),
+    "Any": (object,),
+}
+_PARTS = {"images": Image, "tasks": Task, "methods": Method}
+_WORDS = {str: "text", int: "a whole number", float: "a number", list: "a list", dict: "a mapping", type(None): "nothing", object: "anything"}
+
+
+def _made(kind: type, values: Any, where: str) -> Any:
+    """A dataclass of what YAML says, every value of its kind."""
+    place = f"{where}: " if where else ""
+    if not isinstance(values, dict):
+        raise TypeError(f"{place}entries 'key: value' are needed, got {values!r}")
+    known = {f.name: f for f in fields(kind)}
+    unknown = [key for key in values if key not in known]
+    if unknown:
+        raise ValueError(f"{place}unknown entry {unknown[0]!r}; allowed: {', '.join(known)}")
+    made = {}
+    for name, value in values.items():
+        at, form = f"{where}.{name}" if where else name, str(known[name].type)
+        if kind is Suite and name in _PARTS:
+            if not isinstance(value, dict):
+                raise ValueError(f"{at}: entries by name are needed, got {value!r}")
+            value = {str(k): _made(_PARTS[name], _expanded(v, str(k), name), f"{at}.{k}") for k, v in value.items()}
+        elif form.startswith("dict"):
+            if not isinstance(value, dict):
+                raise ValueError(f"{at}: a mapping is needed, got {value!r}")
+        elif not isinstance(value, _KINDS[form]) or isinstance(value, bool):
+            raise ValueError(f"{at}: {' or '.join(_WORDS[k] for k in _KINDS[form])} is needed, got {value!r}")
+        made[name] = value
+    required = [f.name for f in list(known.values()) if f.name not in made and f.name in _REQUIRED[kind]]
+    if required:
+        raise ValueError(f"{place}{required[0]!r} is missing")
+    return kind(**made)
+
+
+_REQUIRED = {Suite: ("name", "images", "tasks", "methods"), Image: ("source",), Task: ("operator", "noise"), Method: ("run",)}
+
+
+def _expanded(value: Any, name: str, part: str) -> Any:
+    """A method without ``run`` runs what is called as it is."""
+    if part == "methods" and (value is None or (isinstance(value, dict) and "run" not in value)):
+        return {"run": name, **(value or {})}
+    return value
+
+
+def _without_defaults(part: Any) -> Any:
+    plain = asdict(part)
+    kept = {}
+    for f in fields(part):
+        value = getattr(part, f.name)
+        if f.name in _PARTS and isinstance(value, dict):
+            kept[f.name] = {k: _without_defaults(v) for k, v in value.items()}
+        elif value not in ("", [], {}, None) or f.name in _REQUIRED[type(part)]:
+            kept[f.name] = plain[f.name]
+    return kept
+
+
+def _check(suite: Suite) -> None:
+    """What can be said before anything is built."""
+    for names in (suite.images, suite.tasks, suite.methods, [suite.name]):
+        for name in names:
+            if not re.fullmatch(r"[\w.+-]+", name):
+                raise ValueError(f"{name!r}: names become names of files; use letters, digits and . + - _")
+    if not suite.images and not suite.files:
+        raise ValueError("it has no images")
+    if not suite.tasks or not suite.methods:
+        raise ValueError("it has no tasks, or no methods")
+    for name, low in (("samples", 1), ("threads", 1), ("seed", 0)):
+        if getattr(suite, name) < low:
+            raise ValueError(f"{name} is at least {low}, got {getattr(suite, name)}")
+    links: list[tuple[str, list[str], Iterable[str]]] = [
+        *((f"tasks.{n}.images", t.images, suite.images) for n, t in suite.tasks.items()),
+        *((f"tasks.{n}.methods", t.methods, suite.methods) for n, t in suite.tasks.items()),
+        *((f"methods.{n}.tasks", m.tasks, suite.tasks) for n, m in suite.methods.items()),
+    ]
+    for at, names, allowed in links:
+        for name in names:
+            if name not in allowed:
+                raise ValueError(f"{at}: {name!r} is none of {', '.join(allowed)}")
+
+
+def freeze(suite: Suite) -> Suite:
+    """The suite with everything that determines its scores.
+
+    Builds every image, operator and measurement once, and evaluates no strategy. ``ValueError`` names the place of what cannot
+    be built, or is not what it was when the suite was frozen.
+    """
+    from invdiff import metrics
+    from invdiff.bench import contestants, images, tasks
+
+    if not suite.images:
+        raise ValueError(f"suite {suite.name} has no images of its own; give a folder of yours: --images DIR")
+    truths, frozen_images, frozen_tasks, priors = {}, {}, {}, {}
+    for name, image in suite.images.items():
+        with _at(f"images.{name}"):
+            truth = build(image.source, images.IMAGES)
+            if image.sha256 and not tasks.same(truth, asdict(image)):
+                raise ValueError("this is not the image that the suite was frozen with")
+            truths[name] = truth
+            known = asdict(image) if image.sha256 else tasks.frozen(truth)
+            source = with_defaults(image.source, images.IMAGES)
+            frozen_images[name] = Image(source, known["sha256"], known["fingerprint"])
+    methods = {}
+    for label, method in suite.methods.items():
+        with _at(f"methods.{label}"):
+            methods[label] = replace(method, run=contestants.complete(method.run))
+    for name, task in suite.tasks.items():
+        prior = task.prior or suite.prior
+        with _at(f"tasks.{name}"):
+            label = tasks.prior_label(prior)
+            priors[label] = tasks.prior_sha256(prior)
+            if suite.priors.get(label, priors[label]) != priors[label]:
+                raise ValueError(f"the weights of the prior {label} are not those that the suite was frozen with")
+            found, auto = dict(task.measurements), {}
+            for key in task.images or suite.images:
+                A, law = tasks.operator(task.operator, task.noise, tuple(truths[key].shape[1:]))
+                y = tasks.measure(A, law, truths[key], task.seed)
+                if key in found and not tasks.same(y, found[key]):
+                    raise ValueError(f"the measurement of {key} is not the one that the suite was frozen with")
+                found.setdefault(key, tasks.frozen(y))
+                auto = {n: contestants.chosen(A, law, count(suite, m)) for n, m in methods.items() if m.run == "auto"}
+            for label, (run, samples) in auto.items():
+                choice = {"run": run, "samples": samples}
+                known_choices = methods[label].chosen
+                methods[label] = replace(methods[label], chosen={**known_choices, name: known_choices.get(name, choice)})
+            frozen_tasks[name] = replace(
+                task,
+                operator=with_defaults(task.operator, tasks.OPERATORS, skip=("noise",)),
+                prior=prior,
+                images=list(task.images or suite.images),
+                measurements=found,
+            )
+    wanted = list(suite.metrics or metrics.METRICS)
+    unknown = [m for m in wanted if m not in metrics.METRICS]
+    if unknown:
+        raise ValueError(f"metrics: {unknown[0]!r} is none of {', '.join(metrics.METRICS)}")
+    return replace(
+        suite,
+        images=frozen_images,
+        tasks=frozen_tasks,
+        methods=methods,
+        priors=priors,
+        metrics=suite.metrics if isinstance(suite.metrics, dict) else {m: metrics.METRICS[m][3] for m in wanted},
+        made_with=suite.made_with or versions(),
+    )
+
+
+@contextmanager
+def _at(where: str) -> Iterator[None]:
+    """Errors from within say where they are."""
+    try:
+        yield
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def count(suite: Suite, method: Method) -> int | None:
+    """Samples that a method is asked for; None leaves it to the strategy."""
+    return (suite.samples if method.samples is None else method.samples) or None
