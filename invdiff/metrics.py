@@ -64,49 +64,39 @@ _SMALLEST = {"ssim": 11, "ms_ssim": 161, "lpips": 32, "dists": 32, "fsim": 16, "
 
 
 def measure(
-    x: Tensor, truth: Tensor, *, samples: Tensor | None = None, names: Iterable[str] | None = None
+    x: Tensor,
+    truth: Tensor,
+    *,
+    samples: Tensor | None = None,
+    residual: Tensor | None = None,
+    names: Iterable[str] | None = None,
 ) -> dict[str, float | None]:
     """Scores of the restored images ``x`` against ``truth``, and of posterior ``samples`` where they are given.
 
     ``x`` and ``truth`` have shape (B, C, H, W), of volumes (B, C, D, H, W); ``samples`` (K, B, C, ...). A score is the mean over the
-    batch. ``names`` chooses among :data:`METRICS`; by default all but ``chi_square``, which needs the measurement
-    (:func:`chi_square`). The value is None where a score does not apply: image too small, weights not on the disk, fewer
-    than 4 samples, no spread to compare with. Raises ``ValueError`` for shapes that do not match, unknown names, and values that are not finite.
+    batch. ``residual``, ``(y - A(x)) / sigma`` in any shape, is what chi-square needs: 1 is the value of the truth, a smaller one
+    fits the noise, a larger one misses the data. ``names`` chooses among :data:`METRICS`, by default all. The value is None where a
+    score does not apply: image too small, weights not on the disk, fewer than 4 samples, no spread to compare with, no
+    residual. Raises ``ValueError`` for shapes that do not match, unknown names, and values that are not finite.
     """
     import torch
 
-    known = [name for name in METRICS if name != "chi_square"]
-    wanted = known if names is None else list(names)
-    if unknown := [name for name in wanted if name not in known]:
-        raise ValueError(f"unknown metrics {unknown}; known: {', '.join(known)}")
+    wanted = list(METRICS if names is None else names)
+    if unknown := [name for name in wanted if name not in METRICS]:
+        raise ValueError(f"unknown metrics {unknown}; known: {', '.join(METRICS)}")
     if x.shape != truth.shape or x.ndim not in (4, 5):
         raise ValueError(f"x and truth both have shape (B, C, H, W) or (B, C, D, H, W), got {tuple(x.shape)} and {tuple(truth.shape)}")
     if samples is not None and (samples.shape[1:] != truth.shape or not len(samples)):
         raise ValueError(f"samples have shape (K, {', '.join(map(str, truth.shape))}), got {tuple(samples.shape)}")
-    for what, value in {"x": x, "truth": truth, "samples": samples}.items():
+    for what, value in {"x": x, "truth": truth, "samples": samples, "residual": residual}.items():
         if value is not None and not bool(torch.isfinite(value).all()):
             raise ValueError(f"{what} has values that are not finite; a diverged run has no scores")
     with torch.no_grad():
         posterior = _posterior(samples.double(), truth.double()) if samples is not None else {}
         images = [_as_images(t.double()) for t in (x, truth)]
+        if residual is not None:
+            posterior["chi_square"] = float(residual.abs().double().square().mean())
         return {name: posterior.get(name) if name in _POSTERIOR else _image(name, *images) for name in wanted}
-
-
-def chi_square(y: Tensor, z: Tensor, sigma: float | Tensor) -> float | None:
-    """Mean of ``((y - z) / sigma)^2``, where ``z = A(x)`` is what the restored image would have been measured as.
-
-    ``sigma`` is the standard deviation of the noise, of any shape that broadcasts with ``y``. 1 is the value of the truth: a smaller
-    one fits the noise, a larger one misses the data. None without noise.
-    """
-    import torch
-
-    sigma = torch.as_tensor(sigma, dtype=torch.float64, device=y.device)
-    if not bool((sigma > 0).all()):
-        return None
-    value = float(((y - z) / sigma).abs().square().mean())
-    if not math.isfinite(value):
-        raise ValueError("y or z has values that are not finite; a diverged run has no scores")
-    return value
 
 
 def absent() -> dict[str, str]:
@@ -174,14 +164,15 @@ def _scorer(name: str) -> Callable[[Tensor, Tensor], Tensor]:
 
 # Posterior scores
 
-_POSTERIOR = ("crps", "coverage_50", "coverage_90", "spread_skill")
+_SPREAD = ("crps", "coverage_50", "coverage_90", "spread_skill")
+_POSTERIOR = (*_SPREAD, "chi_square")
 
 
 def _posterior(samples: Tensor, truth: Tensor) -> dict[str, float]:
     if len(samples) < 4:
         return {}
     halves = [_independent(half, truth) for half in (samples[::2], samples[1::2])]
-    means = {name: (halves[0][name] + halves[1][name]) / 2 for name in _POSTERIOR}
+    means = {name: (halves[0][name] + halves[1][name]) / 2 for name in _SPREAD}
     return {name: value for name, value in means.items() if math.isfinite(value)}  # not so without any spread
 
 

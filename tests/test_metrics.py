@@ -13,7 +13,7 @@ from scipy.stats import norm
 from torch import Tensor
 
 from invdiff import metrics
-from invdiff.metrics import METRICS, chi_square, measure
+from invdiff.metrics import METRICS, measure
 
 IMAGE = ["psnr", "ssim", "ms_ssim", "fsim", "gmsd", "haarpsi", "nmse"]
 POSTERIOR = ["crps", "coverage_50", "coverage_90", "spread_skill"]
@@ -133,13 +133,11 @@ def test_wrong_spreads_show(spread: float) -> None:
 
 
 def test_residual_chi_square() -> None:
-    y, z = randn(2, 1, 100, 100), torch.zeros(2, 1, 100, 100)
-    assert chi_square(0.3 * y, z, 0.3) == pytest.approx(1, abs=0.03)
-    assert chi_square(z + 0.2, z, torch.full((2, 1, 1, 1), 0.1)) == pytest.approx(4)
-    assert chi_square(torch.complex(z, z + 0.2), torch.complex(z, z), 0.1) == pytest.approx(4)
-    assert chi_square(y, z, 0.0) is None
-    with pytest.raises(ValueError, match="not finite"):
-        chi_square(y * math.nan, z, 0.3)
+    x, noise = rand(1, 1, 8, 8), randn(2, 1, 100, 100)
+    for residual, expected in ((noise, 1), (2 * noise, 4), (torch.complex(noise, noise), 2)):
+        found = measure(x, x, residual=residual, names=["chi_square"])["chi_square"]
+        assert found == pytest.approx(expected, rel=0.03)
+    assert measure(x, x, names=["chi_square"]) == {"chi_square": None}
 
 
 # What does not apply, and what is refused
@@ -162,13 +160,13 @@ def test_too_few_samples_and_no_spread_have_no_value() -> None:
     assert same["spread_skill"] is None and same["crps"] == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize("where", ["x", "truth", "samples"])
+@pytest.mark.parametrize("where", ["x", "truth", "samples", "residual"])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_values_that_are_not_finite_are_refused(where: str, bad: float) -> None:
-    given = {"x": rand(1, 1, 8, 8), "truth": rand(1, 1, 8, 8), "samples": rand(4, 1, 1, 8, 8)}
+    given = {"x": rand(1, 1, 8, 8), "truth": rand(1, 1, 8, 8), "samples": rand(4, 1, 1, 8, 8), "residual": rand(1, 64)}
     given[where].flatten()[3] = bad
     with pytest.raises(ValueError, match=where):
-        measure(given["x"], given["truth"], samples=given["samples"])
+        measure(**given)
 
 
 def test_mistakes_are_named() -> None:

@@ -1,0 +1,1 @@
+"""Benchmark suites: strategies x tasks x images."""
