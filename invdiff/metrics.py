@@ -52,9 +52,9 @@ METRICS: dict[str, Metric] = {
     "gmsd": Metric("GMSD", "", "lower", f"{_PIQ}: of the luma"),
     "haarpsi": Metric("HaarPSI", "", "higher", f"{_PIQ}: 3 scales"),
     "nmse": Metric("NMSE", "", "lower", f"{_DEEPINV}: |x - truth|^2 / |truth|^2"),
-    "crps": Metric("CRPS", "grey", "lower", f"{_OWN}: fair estimate, mean over the numbers"),
-    "coverage_50": Metric("Coverage of 50 %", "", "target", f"{_OWN}: central interval of Student's t", 0.5),
-    "coverage_90": Metric("Coverage of 90 %", "", "target", f"{_OWN}: central interval of Student's t", 0.9),
+    "crps": Metric("CRPS", "", "lower", f"{_OWN}: fair estimate, in the unit of the image"),
+    "coverage_50": Metric("Coverage 50 %", "", "target", f"{_OWN}: central interval of Student's t", 0.5),
+    "coverage_90": Metric("Coverage 90 %", "", "target", f"{_OWN}: central interval of Student's t", 0.9),
     "spread_skill": Metric("Error / spread", "", "target", f"{_OWN}: corrected for the number of samples", 1.0),
     "chi_square": Metric("Residual chi-square", "", "target", f"{_OWN}: mean of ((y - A x) / sigma)^2", 1.0),
 }

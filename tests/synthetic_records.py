@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import yaml
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from skimage import data
 from skimage.filters import gaussian
 from skimage.transform import resize
@@ -87,7 +88,8 @@ def benchmark(folder: Path, *, side: int = 96, images: int = 6, seed: int = 0) -
                 paths = {"x": f"pictures/{what}-x.png", "y": f"pictures/{task}-{name}-y.png", "truth": f"pictures/{name}.png"}
                 found = scores(rng, level - 1.5 * t, difficulty[i])
                 if nfe:
-                    save(folder / "pictures" / f"{what}-std.png", 3 * gaussian(np.abs(x - truth).mean(-1), 1.5))
+                    spread = gaussian(np.abs(x - truth).mean(-1), 1.5)
+                    save(folder / "pictures" / f"{what}-std.png", spread / spread.max(), white=spread.max())
                     paths["std"] = f"pictures/{what}-std.png"
                 else:
                     found |= dict.fromkeys(("crps", "coverage_50", "coverage_90", "spread_skill"))
@@ -124,8 +126,11 @@ def restored(truth: np.ndarray, y: np.ndarray, level: float, rng: np.random.Gene
     return blurred + 10 ** (-level / 20) * 0.3 * rng.standard_normal(truth.shape)
 
 
-def save(path: Path, picture: np.ndarray) -> None:
-    Image.fromarray((np.clip(picture, 0, 1) * 255).round().astype(np.uint8)).save(path)
+def save(path: Path, picture: np.ndarray, white: float | None = None) -> None:
+    header = PngInfo()
+    if white is not None:
+        header.add_text("white", f"{white:.6g}")
+    Image.fromarray((np.clip(picture, 0, 1) * 255).round().astype(np.uint8)).save(path, pnginfo=header)
 
 
 def many(folder: Path, count: int, *, methods: int = 20, tasks: int = 5, seed: int = 0) -> Path:

@@ -39,6 +39,17 @@ def embed(folder: Path, names: Iterable[str], budget: int) -> tuple[dict[str, st
     return found, notes
 
 
+def white(path: Path) -> float | None:
+    """What white stands for in a picture of a standard deviation: the entry ``white`` in the header of its file, if it has one."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            return float(picture.info["white"])
+    except (OSError, KeyError, ValueError):
+        return None
+
+
 def _uri(data: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{b64encode(data).decode()}"
 

@@ -44,6 +44,7 @@ def write(folder: str | Path, *, budget: int = BUDGET, say: Callable[[str], obje
     protocol = (folder / "suite.yaml").read_text(encoding="utf-8") if (folder / "suite.yaml").is_file() else ""
     study = Study(records, *_order(protocol))
     images, notes = pictures.embed(folder, _wanted(study), budget)
+    spreads = {r["pictures"].get("std") for r in records}
     table = list(_lines(study))
     _write(folder / "results.csv", _csv(table))
     _write(folder / "summary.csv", _csv(_summary(study)))
@@ -52,7 +53,8 @@ def write(folder: str | Path, *, budget: int = BUDGET, say: Callable[[str], obje
     for note in (*problems, *notes):
         say(f"note: {note}")
     page = folder / "report.html"
-    _write(page, _page(study, protocol, images, [*problems, *notes]))
+    whites = {name: pictures.white(folder / name) for name in images if name in spreads}
+    _write(page, _page(study, protocol, _data(study, images, whites, [*problems, *notes])))
     return page
 
 
@@ -101,6 +103,7 @@ def _lines(study: Study) -> Iterator[dict[str, Any]]:
             **{k: spec.get(k) for k in ("settings", "prior", "samples", "seed", "noise")},
             "status": record["status"],
             "error": record["error"],
+            "warnings": "; ".join(record["warnings"]),
             **{name: found.get(name) for name in study.measures},
             "started": record["started"],
             "versions": " ".join(f"{k}={v}" for k, v in sorted(record["versions"].items())),
@@ -155,7 +158,7 @@ def _wanted(study: Study) -> list[str]:
     return [study.records[i]["pictures"][k] for i in order for k in ("truth", "y", "x", "std") if k in study.records[i]["pictures"]]
 
 
-def _page(study: Study, protocol: str, images: dict[str, str], notes: list[str]) -> str:
+def _page(study: Study, protocol: str, data: dict[str, Any]) -> str:
     first = study.records[0]
     texts = {
         "title": f"{first['suite']}: benchmark of invdiff",
@@ -172,7 +175,7 @@ def _page(study: Study, protocol: str, images: dict[str, str], notes: list[str])
     filled |= {
         "style": (source / "report.css").read_text(encoding="utf-8"),
         "script": (source / "report.js").read_text(encoding="utf-8"),
-        "data": _json(_data(study, images, notes)),
+        "data": _json(data),
     }
     template = (source / "report.html").read_text(encoding="utf-8")
     return re.sub(r"\{\{(\w+)\}\}", lambda found: filled[found[1]], template)
@@ -193,7 +196,7 @@ def _short(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else float(f"{value:.5g}")
 
 
-def _data(study: Study, images: dict[str, str], notes: list[str]) -> dict[str, Any]:
+def _data(study: Study, images: dict[str, str], whites: dict[str, float | None], notes: list[str]) -> dict[str, Any]:
     """What the script shows. Tables are lists without keys, and texts that repeat are numbers into a list, to stay small."""
     texts: dict[str, int] = {}
 
@@ -202,13 +205,13 @@ def _data(study: Study, images: dict[str, str], notes: list[str]) -> dict[str, A
 
     embedded = {name: i for i, name in enumerate(images)}
     runs = []
-    for place, record in zip(study.places, study.records, strict=True):
+    for place, record in sorted(zip(study.places, study.records, strict=True), key=lambda pair: pair[0]):
         found = {**record["metrics"], **record["cost"]}
         values = [_short(found.get(name)) for name in study.measures] if record["status"] == "ok" else []
         shown = [embedded.get(record["pictures"].get(kind, "")) for kind in KINDS]
         spec = record["spec"]
         facts = [spec.get("seed", 0), STATUSES.index(record["status"]), number(spec.get("settings")), number(record["error"])]
-        runs.append([*place, *facts, values, shown])
+        runs.append([*place, *facts, values, shown, whites.get(record["pictures"].get("std", ""))])
     scopes: list[int | None] = [*range(len(study.tasks))]
     if len(scopes) > 1:
         scopes.append(None)  # all tasks together

@@ -54,12 +54,13 @@ function command(text) {
 
 // Numbers
 
-function digits(value, half) {
-  const scale = half > 0 ? half / 10 : Math.abs(value) / 1000; // two digits of the interval, or four of the number
-  return scale > 0 ? Math.max(0, Math.min(5, -Math.floor(Math.log10(scale)) - (half > 0 ? 0 : 0))) : 0;
+// As many decimals as show two digits of the interval or, without one, four of the number
+function number(value, half) {
+  if (value == null) return "–";
+  const scale = half > 0 ? half / 10 : Math.abs(value) / 1000;
+  return Number.isInteger(value) && !(half > 0) ? String(value) : value.toFixed(Math.max(0, Math.min(5, -Math.floor(Math.log10(scale)))));
 }
 
-const number = (value, half) => (value == null ? "–" : value.toFixed(digits(value, half)));
 const signed = (value, half) => (value > 0 ? "+" : "") + number(value, half).replace("-", "−");
 const title = (m) => (m.unit ? `${m.title} (${m.unit})` : m.title);
 const goodness = (m, value) => (m.better === "higher" ? value : m.better === "lower" ? -value : -Math.abs(value - m.target));
@@ -117,30 +118,37 @@ function heading(by, text, note, label) {
     $("table").querySelector(`[data-sort="${by}"]`).focus();
   } }, text, on ? (state.sort.down ? " ▼" : " ▲") : "");
   const direction = on ? (state.sort.down ? "descending" : "ascending") : null;
-  return make("th", { scope: "col", "aria-sort": direction, class: typeof by === "string" ? "text" : "" }, button, note ? make("small", {}, make("br"), note) : null);
+  return make("th", { scope: "col", "aria-sort": direction, class: typeof by === "string" ? (by === "method" ? "text" : "text wide") : "" }, button, note ? make("small", {}, make("br"), note) : null);
 }
 
 function table() {
   const columns = [...state.columns].sort((a, b) => a - b);
   const list = sorted(rows());
-  const best = new Map();
+  const best = new Map(); // the row that is best in a task and measure
   for (const row of list) for (const k of columns) {
-    const m = D.measures[k];
+    const m = D.measures[k], key = `${row[0]},${k}`, known = best.get(key);
     if (row[3][k] == null || m.better === "" || m.cost) continue;
-    const key = `${row[0]},${k}`;
-    best.set(key, Math.max(best.get(key) ?? -Infinity, goodness(m, row[3][k])));
+    if (!known || goodness(m, row[3][k]) > goodness(m, known[3][k])) best.set(key, row);
   }
   const note = (m) => [m.unit, arrow(m)].filter(Boolean).join(" ");
   const head = make("tr", {}, heading("method", "Strategy"), heading("task", "Task"), heading("runs", "Runs"),
     ...columns.map((k) => heading(k, D.measures[k].title, note(D.measures[k]), `${title(D.measures[k])}, ${aim(D.measures[k])}`)));
   $("table").tHead.replaceChildren(head);
-  $("table").tBodies[0].replaceChildren(...list.flatMap((row) => tableRow(row, columns, best)));
+  $("table").tBodies[0].replaceChildren(...list.flatMap((row, i) => tableRow(row, columns, best, i > 0 && (state.sort?.by ?? "task") === "task" && row[0] !== list[i - 1][0])));
   const reference = state.reference == null ? "" : `Differences from ${D.methods[state.reference]}, whose own means are shown. `;
   const pooled = state.task === ALL && D.tasks.length > 1 ? "“all tasks” is the mean over tasks, of strategies that have a value in each." : "";
   $("results-hint").textContent = list.length ? reference + pooled : "No strategy is chosen.";
 }
 
-function tableRow(row, columns, best) {
+// "best", "tied" if its paired difference from the best has zero in its interval, or ""
+function standing(row, k, best) {
+  if (!best) return "";
+  if (row[1] === best[1]) return "best";
+  const m = D.measures[k], [means, halves] = difference(row[0], best[1], row[1]);
+  return m.better !== "target" && halves[k] != null && Math.abs(means[k]) <= halves[k] ? "tied" : "";
+}
+
+function tableRow(row, columns, best, first) {
   const [task, method, counts] = row;
   const id = `${task},${method}`;
   const open = state.open.has(id);
@@ -161,12 +169,13 @@ function tableRow(row, columns, best) {
       look = value > 0 === (m.better === "higher") ? "better" : "worse";
       mark = look === "better" ? "▲ " : "▼ ";
     }
-    if (!differs && goodness(m, value) === best.get(`${task},${k}`)) look = "best";
+    if (!differs) look = standing(row, k, best.get(`${task},${k}`));
     const text = make("span", { class: look }, mark, differs ? signed(value, half) : number(value, half));
-    return make("td", { "data-value": value }, text, half == null ? null : make("small", {}, ` ± ${number(half, half)}`));
+    return make("td", { "data-value": value }, text, half ? make("small", {}, ` ± ${number(half, half)}`) : null);
   });
-  const line = make("tr", { "data-row": id, "data-task": taskName(task), "data-method": D.methods[method], class: method === state.reference ? "reference" : "" },
-    make("td", { class: "name" }, name), make("td", { class: "text" }, taskName(task)), make("td", { class: "text" }, ...runs), ...cells);
+  const line = make("tr", { "data-row": id, "data-task": taskName(task), "data-method": D.methods[method], class: [method === state.reference ? "reference" : "", first ? "first" : ""].join(" ") },
+    make("td", { class: "name" }, name, make("small", { class: "narrow" }, taskName(task), counts[OK] < total(row) ? `, ${counts[OK]} of ${total(row)}` : "")),
+    make("td", { class: "text wide" }, taskName(task)), make("td", { class: "text wide" }, ...runs), ...cells);
   return open ? [line, make("tr", { class: "detail" }, make("td", { colspan: columns.length + 3 }, detail(row)))] : [line];
 }
 
@@ -300,6 +309,9 @@ function here() {
   return D.runs.filter((run) => run[1] === task && run[0] === image && state.methods.has(run[2])).sort((a, b) => a[2] - b[2]);
 }
 
+// What yellow stands for in the pictures of uncertainty: the largest white of those shown
+const brightest = (list) => Math.max(...list.map((run) => run[9] ?? 0));
+
 const picture = (run, kind) => { const i = run?.[8]?.[kind]; return i == null ? null : D.pictures[i]; };
 const shared = (list, kind) => list.map((run) => picture(run, kind)).find((p) => p != null) ?? null;
 
@@ -311,6 +323,7 @@ function content(layer, list, what, mode) {
   const images = source == null ? [] : run && mode === "error" ? (truth == null ? [] : [source, truth]) : [source];
   layer.replaceChildren(...images.map((src, i) => make("img", { src, alt: i ? "" : words(list, what, mode), draggable: "false" })));
   layer.classList.toggle("heat", Boolean(run) && mode === "std");
+  layer.style.setProperty("--level", run && mode === "std" && run[9] ? run[9] / brightest(list) : 1);
   layer.classList.toggle("error", Boolean(run) && mode === "error");
   return images.length > 0;
 }
@@ -349,12 +362,12 @@ function gallery() {
     const ok = !run || run[4] === OK;
     const layer = make("span", { class: "layer" });
     const filled = ok && content(layer, list, what, mode);
-    const text = run && ok ? scores.map((k) => `${D.measures[k].title} ${number(run[7][k], 0)}`).join(" · ") : "";
+    const text = run && ok ? scores.map((k) => make("small", {}, `${D.measures[k].title} ${number(run[7][k], 0)}`)) : [];
     const lack = !ok ? (run[4] === FAILED ? "failed" : "refused") : "no picture";
     return make("button", { type: "button", class: "card", "aria-pressed": String(what === right), disabled: !ok, title: run && !ok ? D.texts[run[6]] : name, onclick: () => {
       $("right").value = what;
       gallery();
-    } }, filled ? layer : make("span", { class: "none" }, lack), make("span", { class: "words" }, make("b", {}, name), make("small", {}, text)));
+    } }, filled ? layer : make("span", { class: "none" }, lack), make("span", { class: "words" }, make("b", {}, name), ...text));
   });
   $("grid").replaceChildren(...cards);
 }
@@ -366,11 +379,13 @@ function about(list, what) {
     box.replaceChildren(make("p", { class: "hint" }, list.length ? "Choose a strategy on the right, or a card below, for its scores." : "No run of the chosen strategies."));
     return;
   }
+  const white = brightest(list);
+  const spread = $("view").value === "std" && white ? make("p", { class: "hint" }, `Uncertainty: black is 0, yellow a standard deviation of ${number(white, 0)}, the same for all strategies of this picture.`) : "";
   const lines = D.measures.map((m, k) => [m, run[7][k]]).filter(([, value]) => value != null)
     .map(([m, value]) => make("tr", {}, make("th", { scope: "row" }, title(m)), make("td", {}, number(value, 0)), make("td", { class: "text" }, make("small", {}, arrow(m)))));
   const row = D.rows.find((r) => r[0] === run[1] && r[1] === run[2]);
   box.replaceChildren(make("h3", {}, `${D.methods[run[2]]}, ${D.tasks[run[1]]}, ${D.images[run[0]]}`),
-    make("table", {}, make("tbody", {}, ...lines)),
+    spread, make("table", {}, make("tbody", {}, ...lines)),
     run[5] == null ? "" : make("div", {}, make("code", {}, D.texts[run[5]])), command(`${row[5]} --image ${D.quoted[run[0]]}`));
 }
 
