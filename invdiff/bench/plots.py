@@ -14,6 +14,10 @@ QUALITY = ("psnr", "nmse", "crps")  # the first one that there is
 COST = ("nfe", "seconds")
 
 
+def shorten(name: str, length: int) -> str:
+    return name if len(name) <= length else f"{name[: length - 3]}..."
+
+
 def write(study: Study, folder: Path) -> None:
     """Write ``folder/TASK.png`` for each task in which a strategy has a score and a cost."""
     quality = next((name for name in QUALITY if name in study.measures), None)
@@ -41,15 +45,16 @@ def _figure(study: Study, task: str, quality: str, cost: str, mean: Array, half:
         return None
     order = there[np.argsort(mean[there, q] if higher else -mean[there, q])]  # best on top
     width = np.nan_to_num(half[order, q])
+    names = [shorten(name, 32) for name in study.methods]
     figure = Figure(figsize=(10, max(3.2, 1.4 + 0.24 * len(order))), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.errorbar(mean[order, q], range(len(order)), xerr=width, fmt="o", markersize=4, capsize=2)
-    left.set_yticks(range(len(order)), [study.methods[i] for i in order])
+    left.set_yticks(range(len(order)), [names[i] for i in order])
     left.grid(axis="x", alpha=0.3)
     right.errorbar(mean[order, c], mean[order, q], yerr=width, fmt="o", markersize=4, capsize=2)
     for i in order:
         if np.isfinite(mean[i, c]):
-            right.annotate(study.methods[i], (mean[i, c], mean[i, q]), xytext=(4, 4), textcoords="offset points", fontsize=7)
+            right.annotate(names[i], (mean[i, c], mean[i, q]), xytext=(4, 4), textcoords="offset points", fontsize=7)
     right.set_xscale("symlog", linthresh=1)
     right.set_xlim(left=0)
     right.grid(alpha=0.3)
@@ -57,7 +62,8 @@ def _figure(study: Study, task: str, quality: str, cost: str, mean: Array, half:
     left.set_xlabel(titles[quality])
     right.set_xlabel(titles[cost])
     right.set_ylabel(titles[quality])
-    figure.suptitle(f"{study.records[0]['suite']}: {task} (means over images, 95 % intervals)", parse_math=False)
+    title = f"{shorten(study.records[0]['suite'], 40)}: {shorten(task, 40)}"
+    figure.suptitle(f"{title} (means over images, 95 % intervals)", parse_math=False)
     for text in (*left.get_yticklabels(), *right.texts):
         text.set_parse_math(False)
     return figure
