@@ -63,6 +63,7 @@ def interval(values: Array, level: float = LEVEL) -> tuple[Array, Array]:
         centre = np.where(usable, boot, 0.0).sum(0) / usable.sum(0)
         spread = np.sqrt((np.where(usable, boot - centre, 0.0) ** 2).sum(0) / usable.sum(0))
         half = student.ppf((1 + level) / 2, count - 1) * spread * np.sqrt(count / (count - 1))
+        half = np.where(half < 1e-9 * np.abs(mean), 0.0, half)  # equal values: rounding is no spread
     return mean, np.where((count > 1) & np.isfinite(mean), half, np.nan)
 
 

@@ -54,13 +54,16 @@ function command(text) {
 
 // Numbers
 
-// As many decimals as show two digits of the interval or, without one, four of the number
+// As many decimals as show two digits of the interval and at least three of the number (four where there is no interval)
 function number(value, half) {
   if (value == null) return "–";
-  const scale = half > 0 ? half / 10 : Math.abs(value) / 1000;
-  return Number.isInteger(value) && !(half > 0) ? String(value) : value.toFixed(Math.max(0, Math.min(5, -Math.floor(Math.log10(scale)))));
+  if (Number.isInteger(value) && !(half > 0)) return String(value);
+  const decimals = (v, count) => (v ? count - 1 - Math.floor(Math.log10(Math.abs(v))) : 0);
+  const wanted = half > 0 ? Math.max(decimals(half, 2), decimals(value, 3)) : decimals(value, 4);
+  return value.toFixed(Math.max(0, Math.min(5, wanted)));
 }
 
+const short = (half) => (half >= 10 ? half.toFixed(0) : half.toFixed(Math.max(0, Math.min(5, 1 - Math.floor(Math.log10(half))))));
 const signed = (value, half) => (value > 0 ? "+" : "") + number(value, half).replace("-", "−");
 const title = (m) => (m.unit ? `${m.title} (${m.unit})` : m.title);
 const goodness = (m, value) => (m.better === "higher" ? value : m.better === "lower" ? -value : -Math.abs(value - m.target));
@@ -171,7 +174,7 @@ function tableRow(row, columns, best, first) {
     }
     if (!differs) look = standing(row, k, best.get(`${task},${k}`));
     const text = make("span", { class: look }, mark, differs ? signed(value, half) : number(value, half));
-    return make("td", { "data-value": value }, text, half ? make("small", {}, ` ± ${number(half, half)}`) : null);
+    return make("td", { "data-value": value }, text, half ? make("small", {}, ` ± ${short(half)}`) : null);
   });
   const line = make("tr", { "data-row": id, "data-task": taskName(task), "data-method": D.methods[method], class: [method === state.reference ? "reference" : "", first ? "first" : ""].join(" ") },
     make("td", { class: "name" }, name, make("small", { class: "narrow" }, taskName(task), counts[OK] < total(row) ? `, ${counts[OK]} of ${total(row)}` : "")),
@@ -236,16 +239,20 @@ function plot() {
     $("plot-hint").textContent = "";
     return;
   }
-  const points = list.map((row) => ({ name: D.methods[row[1]], x: row[3][c], y: row[3][q], half: row[4][q] ?? 0, row }));
+  // Means of few images say little about strategies, whose differences are the same on most images: so bars are of the paired difference
+  const best = list.reduce((a, b) => (goodness(quality, b[3][q]) > goodness(quality, a[3][q]) ? b : a));
+  const points = list.map((row) => ({ name: D.methods[row[1]], x: row[3][c], y: row[3][q], half: difference(scope, best[1], row[1])?.[1][q] ?? 0 }));
   const width = Math.max(280, box.clientWidth), height = Math.min(460, Math.max(300, width * 0.5));
   const edge = { left: 58, right: 14, top: 14, bottom: 44 };
   const scale = costScale(points.map((p) => p.x));
-  const ends = points.flatMap((p) => [p.y - p.half, p.y + p.half]);
+  const span = Math.max(...points.map((p) => p.y)) - Math.min(...points.map((p) => p.y));
+  const ends = points.flatMap((p) => [-1, 1].map((sign) => p.y + sign * Math.min(p.half, span / 3 || p.half))); // long bars are cut
   if (quality.better === "target") ends.push(quality.target);
   const room = 0.06 * (Math.max(...ends) - Math.min(...ends) || Math.abs(ends[0]) || 1);
   const [low, high] = [Math.min(...ends) - room, Math.max(...ends) + room];
+  const inside = (y) => Math.max(edge.top, Math.min(height - edge.bottom, y));
   const X = (v) => edge.left + ((scale.f(v) - scale.low) / (scale.high - scale.low)) * (width - edge.left - edge.right);
-  const Y = (v) => height - edge.bottom - ((v - low) / (high - low)) * (height - edge.top - edge.bottom);
+  const Y = (v) => inside(height - edge.bottom - ((v - low) / (high - low)) * (height - edge.top - edge.bottom));
 
   const svg = draw("svg", { viewBox: `0 0 ${width} ${height}`, height, role: "group", "aria-label": `${title(quality)} against ${title(cost)}, ${taskName(scope)}` });
   for (const v of steps(low, high, 5)) {
@@ -271,7 +278,8 @@ function plot() {
   const tip = make("div", { class: "tip", hidden: true });
   const taken = points.map((p) => [X(p.x) - 6, Y(p.y) - 6, X(p.x) + 6, Y(p.y) + 6]);
   for (const p of [...points].sort((a, b) => front.includes(b) - front.includes(a))) {
-    const text = `${p.name}: ${title(quality)} ${number(p.y, p.half)}${p.half ? ` ± ${number(p.half, p.half)}` : ""}, ${title(cost)} ${number(p.x, 0)}${front.includes(p) ? "; nothing cheaper is better" : ""}`;
+    const apart = p.half ? ` (± ${short(p.half)} against ${D.methods[best[1]]})` : "";
+    const text = `${p.name}: ${title(quality)} ${number(p.y, p.half)}${apart}, ${title(cost)} ${number(p.x, 0)}${front.includes(p) ? "; nothing cheaper is better" : ""}`;
     const group = draw("g", { class: front.includes(p) ? "point on" : "point", tabindex: 0, role: "img", "aria-label": text });
     if (p.half) group.append(draw("line", { x1: X(p.x), x2: X(p.x), y1: Y(p.y - p.half), y2: Y(p.y + p.half) }));
     group.append(draw("circle", { cx: X(p.x), cy: Y(p.y), r: 5.5 }), draw("circle", { cx: X(p.x), cy: Y(p.y), r: 14, style: "fill:transparent;stroke:none" }));
@@ -296,7 +304,7 @@ function plot() {
     }
   }
   box.replaceChildren(svg, tip);
-  $("plot-hint").textContent = `${taskName(scope)}, means with 95 % intervals. Blue: no chosen strategy is both cheaper and better. Point at a dot, or reach it by the Tab key, for its numbers.`;
+  $("plot-hint").textContent = `${taskName(scope)}: means over images. Bars: 95 % interval of the paired difference from the best, ${D.methods[best[1]]}. Blue: no chosen strategy is both cheaper and better. Point at a dot, or reach it by the Tab key, for its numbers.`;
 }
 
 // Pictures
@@ -363,7 +371,7 @@ function gallery() {
     const layer = make("span", { class: "layer" });
     const filled = ok && content(layer, list, what, mode);
     const text = run && ok ? scores.map((k) => make("small", {}, `${D.measures[k].title} ${number(run[7][k], 0)}`)) : [];
-    const lack = !ok ? (run[4] === FAILED ? "failed" : "refused") : "no picture";
+    const lack = !ok ? (run[4] === FAILED ? "failed" : "refused") : run && mode === "std" ? "no uncertainty" : "no picture";
     return make("button", { type: "button", class: "card", "aria-pressed": String(what === right), disabled: !ok, title: run && !ok ? D.texts[run[6]] : name, onclick: () => {
       $("right").value = what;
       gallery();
