@@ -1,0 +1,73 @@
+"""One picture a task: the mean of each strategy, how sure its difference from the best is, and quality against cost."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from invdiff.bench.stats import Study
+
+QUALITY = ("psnr", "nmse", "crps")  # the first one that there is
+COST = ("nfe", "seconds")
+
+
+def shorten(name: str, length: int) -> str:
+    return name if len(name) <= length else f"{name[: length - 3]}..."
+
+
+def write(study: Study, folder: Path) -> None:
+    """Write ``folder/TASK.png`` for each task in which a strategy has a score and a cost."""
+    quality = next((name for name in QUALITY if name in study.measures), None)
+    cost = next((name for name in COST if name in study.measures), None)
+    if quality is None or cost is None:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    for task, name in enumerate(study.tasks):
+        figure = _figure(study, task, quality, cost)
+        if figure is not None:
+            path = folder / (re.sub(r"[^\w.+-]", "_", name) + ".png")
+            temporary = path.with_name(f".{path.name}.tmp")
+            figure.savefig(temporary, format="png", dpi=100)
+            temporary.replace(path)
+
+
+def _figure(study: Study, task: int, quality: str, cost: str) -> Any:
+    from matplotlib.figure import Figure
+
+    mean, _ = study.means(task)
+    q, c = study.measures.index(quality), study.measures.index(cost)
+    there = np.flatnonzero(np.isfinite(mean[:, q]))
+    if not len(there):
+        return None
+    higher = study.described(quality).better == "higher"
+    order = there[np.argsort(mean[there, q] if higher else -mean[there, q])]  # best on top
+    width = np.nan_to_num(study.differences(task, int(order[-1]))[1][order, q])
+    span = np.ptp(mean[order, q])
+    width = np.minimum(width, span / 3) if span else width  # long bars are cut
+    names = [shorten(name, 32) for name in study.methods]
+    figure = Figure(figsize=(10, max(3.2, 1.4 + 0.24 * len(order))), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.errorbar(mean[order, q], range(len(order)), xerr=width, fmt="o", markersize=4, capsize=2)
+    left.set_yticks(range(len(order)), [names[i] for i in order])
+    left.grid(axis="x", alpha=0.3)
+    right.errorbar(mean[order, c], mean[order, q], yerr=width, fmt="o", markersize=4, capsize=2)
+    for i in order:
+        if np.isfinite(mean[i, c]):
+            right.annotate(names[i], (mean[i, c], mean[i, q]), xytext=(4, 4), textcoords="offset points", fontsize=7)
+    costs = mean[order, c][np.isfinite(mean[order, c])]
+    if len(costs) and costs.max() > 10 * costs.min():
+        right.set_xscale("symlog", linthresh=1)
+    right.grid(alpha=0.3)
+    titles = {name: (m := study.described(name)).title + (f", {m.unit}" if m.unit else "") for name in (quality, cost)}
+    left.set_xlabel(titles[quality])
+    right.set_xlabel(titles[cost])
+    right.set_ylabel(titles[quality])
+    title = f"{shorten(study.records[0]['suite'], 40)}: {shorten(study.tasks[task], 40)}"
+    bars = f"95 % interval of the paired difference from {names[order[-1]]}"
+    figure.suptitle(f"{title}. Means over images; bars: {bars}", fontsize=10, parse_math=False)
+    for text in (*left.get_yticklabels(), *right.texts):
+        text.set_parse_math(False)
+    return figure

@@ -1,0 +1,237 @@
+"""Searching a strategy's settings on training images, with optuna (extra ``tune``).
+
+    examples = tune.examples("deblur", Path("training"), suite="photos")
+    path = tune.search(examples, "diffpir", priors.load("natural"), out=Path("runs/tuned"), trials=40)
+    solve(y, A, prior, tune.preset(path))
+
+The first trial is the strategy as it is, so that a preset is never worse on these images; the images have to be others than those a
+benchmark measures on. The folder holds ``preset.yaml`` and the whole study, ``study.db``, which ``optuna-dashboard`` opens and
+from which a search that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import yaml
+from torch import Tensor
+
+from invdiff import solvers
+from invdiff.bench.stats import interval
+from invdiff.metrics import METRICS, measure
+from invdiff.solvers import Strategy
+from invdiff.solving import solve
+
+if TYPE_CHECKING:
+    from deepinv.physics import Physics
+
+Ranges = Mapping[str, tuple[float, float]]
+
+
+class Example(NamedTuple):
+    """A training image with its measurement: ``truth`` (1, C, H, W), ``y = A(truth) + noise``."""
+
+    y: Tensor
+    A: Physics
+    truth: Tensor
+
+
+def examples(task: str, images: Path, suite: str = "photos") -> list[Example]:
+    """The task of a suite on the images of a folder, made as the suite makes its own."""
+    from invdiff.bench import suite as suites
+    from invdiff.bench import tasks
+    from invdiff.bench.components import build
+    from invdiff.bench.images import IMAGES
+
+    found = suites.read(suite, images)
+    if task not in found.tasks:
+        raise ValueError(f"the suite {suite} has no task {task!r}; it has {', '.join(found.tasks)}")
+    chosen, made = found.tasks[task], []
+    for image in found.images.values():
+        truth = build(image.source, IMAGES)
+        A, law = tasks.operator(chosen.operator, chosen.noise, tuple(truth.shape[1:]))
+        made.append(Example(tasks.measure(A, law, truth, chosen.seed), A, truth))
+    return made
+
+
+def space(strategy: Strategy) -> dict[str, tuple[float, float]]:
+    """The settings that are searched by default: fractions called ``eta`` over [0, 1], other positive numbers over a tenth to
+    ten times their value; ``sampler.eta`` is the ``eta`` of its ``sampler``. Numbers of steps are costs and stay as they are."""
+    found: dict[str, tuple[float, float]] = {}
+
+    def visit(part: Any, prefix: str) -> None:
+        for f in fields(part):
+            value, name = getattr(part, f.name), prefix + f.name
+            if is_dataclass(value):
+                visit(value, f"{name}.")
+            elif isinstance(value, float) and f.name.startswith("eta"):
+                found[name] = (0.0, 1.0)
+            elif isinstance(value, float) and value > 0:
+                found[name] = (value / 10, value * 10)
+
+    visit(strategy, "")
+    return found
+
+
+def with_settings(strategy: Any, settings: Mapping[str, Any]) -> Any:
+    """The strategy with other settings, by name as in :func:`space`. ``ValueError`` for one that it does not have."""
+    for name, value in settings.items():
+        head, _, rest = name.partition(".")
+        if not is_dataclass(strategy) or head not in {f.name for f in fields(strategy)}:
+            raise ValueError(f"{type(strategy).__name__} has no setting {head!r}; it is {strategy!r}")
+        inner = with_settings(getattr(strategy, head), {rest: value}) if rest else value
+        strategy = replace(strategy, **{head: inner})  # type: ignore[type-var]
+    return strategy
+
+
+def search(
+    on: Sequence[Example],
+    solver: str,
+    prior: Any,
+    *,
+    out: Path,
+    ranges: Ranges | None = None,
+    trials: int = 40,
+    metric: str = "psnr",
+    samples: int = 2,
+    seed: int = 0,
+    report: Callable[[int, float], None] = lambda done, best: None,
+) -> Path:
+    """Search the settings of ``solver`` that are best on examples, and return the path of the preset.
+
+    ``ranges`` says what is searched, name to (lowest, highest), logarithmic from a factor of ten on; by default :func:`space`.
+    ``metric`` is any of ``invdiff.metrics.METRICS`` (posterior ones need ``samples`` >= 4): its mean over the examples, or the
+    distance from its target, is optimised. A trial that is worse than the median after some of the images is not
+    finished. ``trials`` counts those that ``out`` already holds. ``report`` is told how many are done, and the best value.
+
+    Raises ``ValueError`` if the strategy refuses the task, or if ``out`` holds the study of another search.
+    """
+    optuna = _optuna()
+    start = solvers.get(solver)
+    chosen = dict(space(start) if ranges is None else ranges)
+    if not on or not chosen:
+        raise ValueError(f"nothing to search on: {len(on)} examples" if not on else f"{start!r} has no settings to search; name some in ranges")
+    if metric not in METRICS or metric == "chi_square":
+        raise ValueError(f"metric is one of {', '.join(m for m in METRICS if m != 'chi_square')}, got {metric!r}")
+    defaults = {name: _setting(start, name) for name in chosen}
+    for name, (low, high) in chosen.items():
+        if not 0 <= low < high < math.inf:
+            raise ValueError(f"the range of {name} is (lowest, highest), not negative, got ({low}, {high})")
+    start = with_settings(start, {k: v for k, v in defaults.items() if v is not None})  # fails here for a name that is unknown
+
+    out.mkdir(parents=True, exist_ok=True)
+    higher = METRICS[metric].better == "higher"
+    study = optuna.create_study(
+        storage=f"sqlite:///{out / 'study.db'}", study_name="study", load_if_exists=True, direction="maximize" if higher else "minimize",
+        sampler=optuna.samplers.TPESampler(seed=seed), pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=0),
+    )  # fmt: skip
+    what = {"solver": repr(start), "ranges": {k: list(v) for k, v in chosen.items()}, "metric": metric, "samples": samples, "seed": seed, "images": len(on)}
+    if study.user_attrs.get("what", what) != what:
+        raise ValueError(f"{out} holds the study of another search, {study.user_attrs['what']}; give another folder")
+    study.set_user_attr("what", what)
+
+    def value(trial: Any, strategy: Strategy) -> float:
+        scores: list[float] = []
+        for i, example in enumerate(on):
+            scores.append(_score(example, strategy, prior, metric, samples, seed))
+            trial.set_user_attr("scores", scores)
+            trial.report(float(np.mean(scores)), i)
+            if i + 1 < len(on) and trial.should_prune():
+                raise optuna.TrialPruned
+        return float(np.mean(scores))
+
+    def as_it_is(trial: Any) -> float:
+        trial.set_user_attr("default", True)
+        return value(trial, start)
+
+    def objective(trial: Any) -> float:
+        return value(trial, with_settings(start, {name: _suggest(trial, name, chosen[name], defaults[name]) for name in chosen}))
+
+    states = optuna.trial.TrialState
+
+    def done() -> int:
+        return sum(t.state in (states.COMPLETE, states.PRUNED, states.FAIL) for t in study.trials)
+
+    if not _defaults(study):
+        study.optimize(as_it_is, n_trials=1)  # what the strategy refuses, it refuses here
+    while done() < trials:
+        study.optimize(objective, n_trials=1, catch=(ValueError, ArithmeticError))  # settings that are refused or diverge
+        report(done(), study.best_value)
+    path = out / "preset.yaml"
+    _write(path, study, solver, what)
+    return path
+
+
+def preset(path: str | Path) -> Strategy:
+    """The strategy of a preset."""
+    found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    return with_settings(solvers.get(found["solver"]), found["settings"])
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ImportError as error:
+        raise ImportError("searching needs optuna: pip install 'invdiff[tune]'") from error
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return optuna
+
+
+def _defaults(study: Any) -> list[Any]:
+    """The trial of the strategy as it is, if it was finished."""
+    return [t for t in study.trials if t.user_attrs.get("default") and t.value is not None]
+
+
+def _setting(strategy: Any, name: str) -> Any:
+    for part in name.split("."):
+        if not hasattr(strategy, part):
+            raise ValueError(f"{type(strategy).__name__} has no setting {part!r}; it is {strategy!r}")
+        strategy = getattr(strategy, part)
+    return strategy
+
+
+def _suggest(trial: Any, name: str, limits: tuple[float, float], default: Any) -> float:
+    low, high = limits
+    log = low > 0 and high >= 10 * low
+    if isinstance(default, int) and not isinstance(default, bool):
+        return trial.suggest_int(name, int(low), int(high), log=log)
+    return trial.suggest_float(name, low, high, log=log)
+
+
+def _score(example: Example, strategy: Strategy, prior: Any, metric: str, samples: int, seed: int) -> float:
+    result = solve(example.y, example.A, prior, strategy, samples=samples, seed=seed)
+    value = measure(result.x, example.truth, samples=result.samples, names=[metric])[metric]
+    if value is None:
+        raise ValueError(f"{metric} has no value here: image too small, too few samples, or its weights are not on the disk")
+    target = METRICS[metric].target
+    return value if target is None else abs(value - target)
+
+
+def _write(path: Path, study: Any, solver: str, what: dict[str, Any]) -> None:
+    """The preset: the settings of the best trial, and how they were found."""
+    first, best = _defaults(study)[0], study.best_trial
+    gains = np.subtract(best.user_attrs["scores"], first.user_attrs["scores"])[:, None]
+    mean, half = interval(gains)
+    facts = {
+        "metric": what["metric"] + ("" if METRICS[what["metric"]].target is None else ", distance from its target"),
+        "value": float(best.value),
+        "default": float(first.value),
+        "difference": float(mean[0]),
+        "difference_95": None if math.isnan(half[0]) else [float(mean[0] - half[0]), float(mean[0] + half[0])],
+        "images": what["images"],
+        "samples": what["samples"],
+        "trials": len(study.trials),
+        "ranges": what["ranges"],
+        "study": "study.db",
+    }
+    text = "# Tuned on these training images: on others the gain may be less. Read by invdiff.bench.tune.preset.\n"
+    text += yaml.safe_dump({"solver": solver, "settings": dict(best.params), "found": facts}, sort_keys=False)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

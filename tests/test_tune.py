@@ -1,0 +1,112 @@
+"""Searching settings: on a problem whose best setting is known in closed form."""
+
+from __future__ import annotations
+
+import sqlite3
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch import Tensor
+
+from invdiff import operators, solvers
+from invdiff.bench import tune
+from invdiff.bench.tune import Example, preset, search, space, with_settings
+from invdiff.problem import Problem
+from invdiff.solvers import DPS, Strategy
+
+pytest.importorskip("optuna", reason="optuna is not installed: pip install 'invdiff[tune]'")
+
+
+@dataclass(frozen=True)
+class Shrink(Strategy):
+    """Returns ``factor y``: for truth of variance v and noise of variance s, best at v / (v + s)."""
+
+    factor: float = 1.0
+
+    def check(self, p: Problem) -> None:
+        if not p.linear:
+            self._refuse("a linear operator", "use another")
+
+    def sample(self, p: Problem) -> Tensor:
+        if self.factor > 5:
+            raise FloatingPointError("diverged")
+        return self.factor * p.y
+
+
+@pytest.fixture(autouse=True)
+def known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(solvers.STRATEGIES, "shrink", Shrink)
+
+
+def examples(count: int = 3) -> list[Example]:
+    """Variances 0.04 and 0.04: the best factor is 0.5."""
+    found = []
+    for i in range(count):
+        generator = torch.Generator().manual_seed(i)
+        truth, noise = (0.2 * torch.randn(1, 1, 40, 40, generator=generator) for _ in range(2))
+        found.append(Example(truth + noise, operators.Denoising(noise=0.2), truth))
+    return found
+
+
+def prior(x: Tensor, sigma: Tensor) -> Tensor:
+    return x
+
+
+def test_the_best_setting_is_found_and_written(tmp_path: Path) -> None:
+    told: list[int] = []
+    path = search(examples(), "shrink", prior, out=tmp_path, metric="nmse", trials=25, report=lambda done, best: told.append(done))
+    assert preset(path) == Shrink(factor=pytest.approx(0.5, abs=0.1))
+    found = yaml.safe_load(path.read_text())["found"]
+    assert found["default"] == pytest.approx(1, rel=0.1) and found["value"] == pytest.approx(0.5, rel=0.1)
+    low, high = found["difference_95"]
+    assert low < found["difference"] < high < 0
+    assert told == list(range(2, 26))
+    with sqlite3.connect(tmp_path / "study.db") as db:
+        assert db.execute("select count(*) from trials").fetchone() == (25,)
+
+
+def test_a_search_goes_on_and_another_one_is_refused(tmp_path: Path) -> None:
+    first = search(examples(), "shrink", prior, out=tmp_path, metric="nmse", trials=3)
+    assert yaml.safe_load(first.read_text())["found"]["trials"] == 3
+    again = search(examples(), "shrink", prior, out=tmp_path, metric="nmse", trials=5)
+    assert yaml.safe_load(again.read_text())["found"]["trials"] == 5
+    with pytest.raises(ValueError, match="another search"):
+        search(examples(), "shrink", prior, out=tmp_path, metric="psnr", trials=3)
+
+
+def test_a_preset_is_never_worse_than_the_default(tmp_path: Path) -> None:
+    """Nothing in the range is as good as the default, and some diverge: the preset is the default."""
+    path = search(examples(), "shrink", prior, out=tmp_path, metric="nmse", trials=4, ranges={"factor": (4.0, 6.0)})
+    assert preset(path) == Shrink()
+
+
+def test_what_is_searched_by_default() -> None:
+    assert space(DPS()) == {"sampler.eta": (0.0, 1.0), "weight": (0.1, 10.0)}
+    changed = with_settings(DPS(), {"weight": 2.0, "sampler.eta": 0.5, "steps": 7})
+    assert (changed.weight, changed.sampler.eta, changed.steps) == (2.0, 0.5, 7)
+    for name in solvers.names():
+        strategy = solvers.get(name)
+        assert with_settings(strategy, {k: tune._setting(strategy, k) for k in space(strategy)}) == strategy
+
+
+def test_mistakes_are_named_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = examples(1)
+    with pytest.raises(ValueError, match="no setting 'wieght'"):
+        search(given, "shrink", prior, out=tmp_path, ranges={"wieght": (0.0, 1.0)})
+    with pytest.raises(ValueError, match="metric is one of"):
+        search(given, "shrink", prior, out=tmp_path, metric="quality")
+    with pytest.raises(ValueError, match="range of factor"):
+        search(given, "shrink", prior, out=tmp_path, ranges={"factor": (2.0, 1.0)})
+    with pytest.raises(ValueError, match="0 examples"):
+        search([], "shrink", prior, out=tmp_path)
+    with pytest.raises(ValueError, match="needs a linear operator"):
+        A = operators.from_callable(lambda x: x**2, img_size=(1, 40, 40))
+        A.noise_model = operators.Denoising(noise=0.2).noise_model
+        search([Example(given[0].y, A, given[0].truth)], "shrink", prior, out=tmp_path / "nonlinear")
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(ImportError, match=r"invdiff\[tune\]"):
+        search(given, "shrink", prior, out=tmp_path)
