@@ -257,7 +257,7 @@ def test_an_operator_without_a_gradient_is_refused_before_any_evaluation(how: st
     def never(x: Tensor, sigma: float) -> Tensor:
         raise AssertionError("the prior was called")
 
-    for name, operator in (("dps", A), ("mcg", A), ("dps", A.A), ("reddiff", A.A)):
+    for name, operator in (("dps", A), ("mcg", A), ("dps", A.A), ("reddiff", A.A), ("daps", A.A), ("pnpdm", A.A)):
         with pytest.raises(ValueError, match=r"needs an operator that can be differentiated; .* without .detach\(\)"):
             solve(y, operator, never, name, noise=0.1)
     for name in ("pigdm", "diffpir", "reddiff"):  # these take its adjoint

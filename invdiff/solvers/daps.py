@@ -46,6 +46,10 @@ class DAPS(Reverse):
     iterations: int = 5
     hmc: HMC = HMC()  # noqa: RUF009
 
+    def check(self, p: Problem) -> None:
+        if not p.linear:
+            self._need_gradient(p)
+
     def ladder(self, p: Problem) -> list[float]:
         high = min(10 * p.prior.std, p.prior.sigma_max) if self.sigma_max is None else self.sigma_max
         return ladder(self.steps, high, min(p.levels(None, self.sigma_min)[1], high))

@@ -37,6 +37,10 @@ class PnPDM(Reverse):
     draw: PriorDraw = PriorDraw(levels=3, depth=0.15)  # noqa: RUF009 (an immutable value)
     hmc: HMC = HMC()  # noqa: RUF009
 
+    def check(self, p: Problem) -> None:
+        if not p.linear:
+            self._need_gradient(p)
+
     def ladder(self, p: Problem) -> list[float]:
         """The last level is repeated for a tenth of the steps, where the chain no longer follows a moving law."""
         high = min(2 * p.prior.std, p.prior.sigma_max) if self.sigma_max is None else self.sigma_max
