@@ -5,6 +5,7 @@ A *row* is one sample of one image. Rows never influence one another, whatever i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -51,8 +52,8 @@ class RowNoise:
 class Problem:
     """One chunk of rows of a call of :func:`invdiff.solve`.
 
-    ``y`` holds one measurement a row, ``denoise`` is the prior with its evaluations counted (``nfe``), ``randn`` draws
-    unit noise of the state's shape, ``tick`` reports a finished step; ``condition`` is what the prior is told, one entry a
+    ``y`` holds one measurement a row, ``denoise`` is the prior with its evaluations counted (``nfe``), ``linearize`` the same
+    with its backward passes counted too (``backward``), ``randn`` draws unit noise of the state's shape, ``tick`` reports a finished step; ``condition`` is what the prior is told, one entry a
     row, or None.
 
     What is one number a row has shape (rows, 1, 1, 1); for volumes (C, D, H, W) there is one more 1.
@@ -66,12 +67,31 @@ class Problem:
     tick: Callable[[], None] = lambda: None
     condition: Any = None
     nfe: int = 0
+    backward: int = 0
     cache: dict[str, Tensor] = field(default_factory=dict)
 
     def denoise(self, x: Tensor, sigma: float) -> Tensor:
         """The prior's E[x0 | x], counted: one that evaluates networks several times says how often in ``evaluations``."""
         self.nfe += getattr(self.prior, "evaluations", 1)
         return self.prior(x, sigma) if self.condition is None else self.prior(x, sigma, condition=self.condition)
+
+    def linearize(self, x: Tensor, sigma: float, products: int | None = 1) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """``x0 = denoise(x, sigma)`` and ``v -> J^T v``, ``J = d x0 / d x``: one backward pass a call, counted.
+
+        After ``products`` calls the graph is freed; ``None`` keeps it for as long as the function lives.
+        """
+        with torch.enable_grad():
+            state = x.detach().requires_grad_()
+            x0 = self.denoise(state, sigma)
+        left = math.inf if products is None else products
+
+        def vjp(v: Tensor) -> Tensor:
+            nonlocal left
+            left -= 1
+            self.backward += getattr(self.prior, "evaluations", 1)
+            return torch.autograd.grad(x0, state, v, retain_graph=left > 0)[0]
+
+        return x0.detach(), vjp
 
     @property
     def linear(self) -> bool:

@@ -22,7 +22,8 @@ class Result:
     ``samples`` has shape (K, B, C, H, W), in antithetic pairs (:class:`invdiff.problem.RowNoise`): every other one,
     ``samples[::2]``, are independent; ``residual`` (B,) is the root-mean-square misfit of ``x`` in units of the noise
     (about 1 when the noise level is right; in the measurement's own unit when the noise is zero); ``nfe`` the network
-    evaluations each sample took, counted (two a call with guidance; an image in patches and a volume in slices count as one);
+    evaluations each sample took, counted (two a call with guidance; an image in patches and a volume in slices count as one),
+    and ``backward`` the backward passes through the network, likewise (of chunks that took different numbers, the most);
     ``seconds`` the time of the whole call. Of volumes all shapes have one more axis, D before H and W.
     """
 
@@ -35,6 +36,7 @@ class Result:
     reason: str = ""  # why this solver: what solver="auto" saw in the operator
     log_weights: Tensor | None = None
     ess: Tensor | None = None
+    backward: int = 0
 
     @property
     def mean(self) -> Tensor:
@@ -71,7 +73,7 @@ class Result:
         path = Path(path)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         arrays = {k: getattr(self, k).cpu().numpy() for k in ("samples", "mean", "std", "residual")}
-        facts: dict[str, Any] = {"solver": repr(self.solver), "reason": self.reason, "seed": self.seed, "nfe": self.nfe, "seconds": self.seconds}
+        facts: dict[str, Any] = {"solver": repr(self.solver), "reason": self.reason, "seed": self.seed, "nfe": self.nfe, "backward": self.backward, "seconds": self.seconds}
         try:
             with temporary.open("wb") as f:
                 np.savez_compressed(f, settings=json.dumps(facts), **arrays)

@@ -141,7 +141,7 @@ def solve(
             raise
         raise ValueError(f"{error}. With a latent prior the operator acts behind a decoder, and is nonlinear") from error
     outputs: list[Tensor] = []
-    nfe = 0
+    nfe = backward = 0
     with torch.no_grad(), _reporter(progress, strategy.steps) as report:
         while len(outputs) < len(rows):
             start = len(outputs)
@@ -158,13 +158,13 @@ def solve(
                     torch.cuda.empty_cache()
                 continue
             outputs.extend(x)
-            nfe = p.nfe
+            nfe, backward = max(nfe, p.nfe), max(backward, p.backward)
         drawn = torch.stack([x for _, x in sorted(zip(rows, outputs), key=lambda pair: pair[0])])
         drawn = drawn.view(count, len(y), *drawn.shape[1:])
         if not bool(torch.isfinite(drawn).all()):
             raise FloatingPointError(f"{strategy} returned values that are not finite; take more steps or check the noise")
         residual = _residual(y, A, law, problem([(0, b) for b in range(len(y))], lambda: None), drawn.mean(0))
-    return Result(drawn, residual, nfe, time.perf_counter() - begin, strategy, seed, reason)
+    return Result(drawn, residual, nfe, time.perf_counter() - begin, strategy, seed, reason, backward=backward)
 
 
 def _image_shape(y: Tensor, A: Physics) -> tuple[int, ...]:

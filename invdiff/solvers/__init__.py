@@ -7,16 +7,20 @@ from invdiff.solvers.base import Guided, Strategy
 from invdiff.solvers.diffpir import DiffPIR
 from invdiff.solvers.dps import DPS
 from invdiff.solvers.mcg import MCG
+from invdiff.solvers.mmps import MMPS
 from invdiff.solvers.pigdm import PiGDM
 from invdiff.solvers.reddiff import REDDiff
 from invdiff.solvers.spectral import DDNM, DDRM, DDNMPlus
+from invdiff.solvers.tmpd import TMPD
 
-__all__ = ["DDNM", "DDRM", "DPS", "MCG", "DDNMPlus", "DiffPIR", "Guided", "PiGDM", "REDDiff", "Strategy", "Tweedie", "choose", "get", "names"]
+__all__ = ["DDNM", "DDRM", "DPS", "MCG", "MMPS", "TMPD", "DDNMPlus", "DiffPIR", "Guided", "PiGDM", "REDDiff", "Strategy", "Tweedie", "choose", "get", "names"]
 
 STRATEGIES: dict[str, type[Strategy]] = {
     "dps": DPS,
     "mcg": MCG,
     "pigdm": PiGDM,
+    "tmpd": TMPD,
+    "mmps": MMPS,
     "ddnm": DDNM,
     "ddnm+": DDNMPlus,
     "ddrm": DDRM,
