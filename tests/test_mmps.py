@@ -178,6 +178,17 @@ def test_backward_passes_are_counted(name: str) -> None:
     assert result.backward == Counting.passes and (result.backward > 0) == solvers.get(name).gradient
 
 
+def test_a_measurement_with_more_axes_than_the_image() -> None:
+    maps = torch.complex(random(1, 3, SIDE, SIDE), random(1, 3, SIDE, SIDE, seed=1)) / 3
+    A = operators.MultiCoilMRI(operators.random_mask((SIDE, SIDE), 0.6, seed=2), maps, noise=0.05)
+    prior = priors.Gaussian(torch.zeros(2, SIDE, SIDE, dtype=torch.float64), SPREAD**2)
+    y = A.measure(prior.sample(2, seed=0), seed=0)
+    posterior = prior.posterior(y, A)
+    assert y.ndim == 5
+    x = solve(y, A, prior, MMPS(), samples=2).x
+    assert float(((x - posterior.mean) / posterior.std).square().mean().sqrt()) < 0.05
+
+
 def test_tmpd_divides_by_row_sums() -> None:
     """The formula against matrices written out; where the covariance in the measurement is diagonal it is the conditional mean."""
     prior, s, sigma_y = smooth(), 0.05, 0.3  # so much noise that no step is cut
