@@ -51,6 +51,7 @@ class Row(NamedTuple):
     accuracy: Accuracy
     evaluations: int
     seconds: float
+    backward: int = 0
 
 
 Rows = dict[str, dict[str, Row | str]]  # by strategy, then problem; a text where the problem was not solved, and why
@@ -98,7 +99,7 @@ def accuracy(samples: Tensor, p: Problem) -> Accuracy:
 def measure(strategy: str | solvers.Strategy, p: Problem, samples: int = SAMPLES) -> Row:
     """Solve ``p`` and compare. Raises what ``solve`` raises where the strategy cannot treat the problem."""
     result = solve(p.y, p.A, p.prior, strategy, samples=samples)
-    return Row(accuracy(result.samples, p), result.nfe, result.seconds)
+    return Row(accuracy(result.samples, p), result.nfe, result.seconds, result.backward)
 
 
 def references(p: Problem, samples: int = SAMPLES) -> dict[str, Row]:
@@ -122,13 +123,14 @@ def table(rows: Rows, name: str) -> str:
 
 
 def cost(rows: Rows) -> str:
-    """Evaluations of a sample (``auto`` picks a strategy a problem) and seconds of all problems."""
-    lines = ["| | evaluations | seconds |", "| --- | ---: | ---: |"]
+    """Evaluations and backward passes of a sample, by problem where they differ, and seconds of all problems."""
+    lines = ["| | evaluations | backward passes | seconds |", "| --- | ---: | ---: | ---: |"]
     for label, found in rows.items():
         done = [row for row in found.values() if isinstance(row, Row) and row.evaluations]
         if done:
-            evaluations = " or ".join(map(str, sorted({row.evaluations for row in done})))
-            lines.append(f"| {label} | {evaluations} | {sum(row.seconds for row in done):.1f} |")
+            passes = [sorted({getattr(row, name) for row in done}) for name in ("evaluations", "backward")]
+            counts = " | ".join(" or ".join(map(str, p)) if len(p) < 3 else f"{p[0]} to {p[-1]}" for p in passes)
+            lines.append(f"| {label} | {counts} | {sum(row.seconds for row in done):.1f} |")
     return "\n".join(lines)
 
 
@@ -165,7 +167,7 @@ The same along the directions of which the operator says nothing; the blur has n
 
 COST = """## Cost
 
-Network evaluations a sample, and seconds for all {total} samples of each of the problems together, on one CPU thread, where the
+Network evaluations and backward passes a sample, and seconds for all {total} samples of each of the problems together, on one CPU thread, where the
 exact denoiser takes next to no time.
 """
 

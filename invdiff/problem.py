@@ -5,6 +5,7 @@ A *row* is one sample of one image. Rows never influence one another, whatever i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -73,10 +74,10 @@ class EnsembleNoise(RowNoise):
 class Problem:
     """One chunk of rows of a call of :func:`invdiff.solve`; for particle strategies all rows of one image.
 
-    ``y`` holds one measurement a row, ``denoise`` is the prior with its evaluations counted (``nfe``), ``randn`` draws
-    unit noise of the state's shape, ``tick`` reports a finished step; ``condition`` is what the prior is told, one entry a
-    row, or None. ``at_once`` is how many rows memory allows the prior together where there are more (:meth:`in_slices`), ``report``
-    what a strategy says beside its samples.
+    ``y`` holds one measurement a row, ``denoise`` is the prior with its evaluations counted (``nfe``), ``linearize`` the same
+    with its backward passes counted too (``backward``), ``randn`` draws unit noise of the state's shape, ``tick`` reports a
+    finished step; ``condition`` is what the prior is told, one entry a row, or None. ``at_once`` is how many rows memory allows the
+    prior together where there are more (:meth:`in_slices`), ``report`` what a strategy says beside its samples.
 
     What is one number a row has shape (rows, 1, 1, 1); for volumes (C, D, H, W) there is one more 1.
     """
@@ -89,6 +90,7 @@ class Problem:
     tick: Callable[[], None] = lambda: None
     condition: Any = None
     nfe: int = 0
+    backward: int = 0
     cache: dict[str, Tensor] = field(default_factory=dict)
     at_once: int | None = None
     report: dict[str, Tensor] = field(default_factory=dict)
@@ -108,7 +110,7 @@ class Problem:
                 if n == 1 or not out_of_memory(error):
                     raise
             n = self.at_once = n // 2
-        self.nfe = parts[0].nfe
+        self.nfe, self.backward = parts[0].nfe, parts[0].backward
         return {k: torch.cat([rows[k] for rows in found]) for k in found[0]}
 
     def _rows(self, rows: slice) -> Problem:
@@ -121,6 +123,24 @@ class Problem:
         """The prior's E[x0 | x], counted: one that evaluates networks several times says how often in ``evaluations``."""
         self.nfe += getattr(self.prior, "evaluations", 1)
         return self.prior(x, sigma) if self.condition is None else self.prior(x, sigma, condition=self.condition)
+
+    def linearize(self, x: Tensor, sigma: float, products: int | None = 1) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """``x0 = denoise(x, sigma)`` and ``v -> J^T v``, ``J = d x0 / d x``: one backward pass a call, counted.
+
+        After ``products`` calls the graph is freed; ``None`` keeps it for as long as the function lives.
+        """
+        with torch.enable_grad():
+            state = x.detach().requires_grad_()
+            x0 = self.denoise(state, sigma)
+        left = math.inf if products is None else products
+
+        def vjp(v: Tensor) -> Tensor:
+            nonlocal left
+            left -= 1
+            self.backward += getattr(self.prior, "evaluations", 1)
+            return torch.autograd.grad(x0, state, v, retain_graph=left > 0)[0]
+
+        return x0.detach(), vjp
 
     @property
     def linear(self) -> bool:

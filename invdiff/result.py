@@ -23,7 +23,8 @@ class Result:
     ``samples`` has shape (K, B, C, H, W), in antithetic pairs (:class:`invdiff.problem.RowNoise`): every other one,
     ``samples[::2]``, are independent; ``residual`` (B,) is the root-mean-square misfit of ``x`` in units of the noise
     (about 1 when the noise level is right; in the measurement's own unit when the noise is zero); ``nfe`` the network
-    evaluations each sample took, counted (two a call with guidance; an image in patches and a volume in slices count as one);
+    evaluations each sample took, counted (two a call with guidance; an image in patches and a volume in slices count as one),
+    and ``backward`` the backward passes through the network, likewise (of chunks that took different numbers, the most);
     ``seconds`` the time of the whole call. Of volumes all shapes have one more axis, D before H and W.
 
     Of particle strategies ``samples`` are the particles, in no pairs and not equally likely: ``log_weights`` (K, B) says how likely (their
@@ -42,6 +43,7 @@ class Result:
     log_weights: Tensor | None = None
     ess: Tensor | None = None
     parents: Tensor | None = None
+    backward: int = 0
 
     @property
     def mean(self) -> Tensor:
@@ -89,7 +91,8 @@ class Result:
 
         arrays = {k: getattr(self, k).cpu().numpy() for k in ("samples", "mean", "std", "residual")}
         arrays |= {k: v.cpu().numpy() for k in ("log_weights", "ess", "parents") if (v := getattr(self, k)) is not None}
-        facts: dict[str, Any] = {"solver": repr(self.solver), "reason": self.reason, "seed": self.seed, "nfe": self.nfe, "seconds": self.seconds}
+        facts: dict[str, Any] = {"solver": repr(self.solver)}
+        facts |= {k: getattr(self, k) for k in ("reason", "seed", "nfe", "backward", "seconds")}
 
         def write(temporary: Path) -> None:
             with temporary.open("wb") as f:  # given a name, NumPy would add .npz to it

@@ -144,7 +144,7 @@ def solve(
         raise ValueError(f"{error}. With a latent prior the operator acts behind a decoder, and is nonlinear") from error
     outputs: list[Tensor] = []
     reports: dict[int, dict[str, Tensor]] = {}  # of particles, by image
-    nfe = 0
+    nfe = backward = 0
     with torch.no_grad(), _reporter(progress, strategy.steps) as report:
         while len(outputs) < len(rows):
             start = len(outputs)
@@ -163,7 +163,8 @@ def solve(
                     torch.cuda.empty_cache()
                 continue
             outputs.extend(x)
-            reports[part[0][1]], nfe = p.report, p.nfe
+            reports[part[0][1]] = p.report
+            nfe, backward = max(nfe, p.nfe), max(backward, p.backward)
         drawn = torch.stack([x for _, x in sorted(zip(rows, outputs), key=lambda pair: pair[0])])
         drawn = drawn.view(count, len(y), *drawn.shape[1:])
         if not bool(torch.isfinite(drawn).all()):
@@ -174,7 +175,8 @@ def solve(
             ensemble["ess"] = effective_size(ensemble["log_weights"])
         mean = weighted_mean(drawn, ensemble.get("log_weights"))
         residual = _residual(y, A, law, problem([(0, b) for b in range(len(y))], lambda: None, joint=False), mean)
-    return Result(drawn, residual, nfe, time.perf_counter() - begin, strategy, seed, reason, **ensemble)
+    seconds = time.perf_counter() - begin
+    return Result(drawn, residual, nfe, seconds, strategy, seed, reason, backward=backward, **ensemble)
 
 
 def _image_shape(y: Tensor, A: Physics) -> tuple[int, ...]:

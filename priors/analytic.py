@@ -244,8 +244,8 @@ def _image_mean(mean: float | Tensor, covariance: float | Tensor | Covariance) -
 
 
 def _levels(std: float, largest: float) -> tuple[float, float]:
-    """From 1 % of the spread to where noise hides all structure: 20 times the widest direction's spread."""
-    return 0.01 * std, 20 * math.sqrt(largest)
+    """From 0.1 % of the spread to where noise hides all structure: 20 times the widest direction's spread."""
+    return 1e-3 * std, 20 * math.sqrt(largest)
 
 
 def _draw(n: int, like: Tensor, *key: int) -> tuple[Tensor, Tensor]:

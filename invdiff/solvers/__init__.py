@@ -11,12 +11,14 @@ from invdiff.solvers.dps import DPS
 from invdiff.solvers.fk import FK
 from invdiff.solvers.mcg import MCG
 from invdiff.solvers.mcgdiff import FPS, MCGDiff
+from invdiff.solvers.mmps import MMPS
 from invdiff.solvers.particles import Particles
 from invdiff.solvers.pigdm import PiGDM
 from invdiff.solvers.pnpdm import PnPDM
 from invdiff.solvers.reddiff import REDDiff
 from invdiff.solvers.spectral import DDNM, DDRM, DDNMPlus
 from invdiff.solvers.tds import TDS
+from invdiff.solvers.tmpd import TMPD
 
 __all__ = [
     "AFDPS",
@@ -27,7 +29,9 @@ __all__ = [
     "FK",
     "FPS",
     "MCG",
+    "MMPS",
     "TDS",
+    "TMPD",
     "DDNMPlus",
     "DiffPIR",
     "Guided",
@@ -47,6 +51,8 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "dps": DPS,
     "mcg": MCG,
     "pigdm": PiGDM,
+    "tmpd": TMPD,
+    "mmps": MMPS,
     "ddnm": DDNM,
     "ddnm+": DDNMPlus,
     "ddrm": DDRM,

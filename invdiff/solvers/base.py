@@ -79,9 +79,13 @@ class Reverse(Strategy):
     sigma_max: float | None = None
     sigma_min: float | None = None
 
+    def levels(self, p: Problem) -> tuple[float, float]:
+        """The first and the last level above 0."""
+        return p.levels(self.sigma_max, self.sigma_min)
+
     def ladder(self, p: Problem) -> list[float]:
         """The levels, descending, then 0."""
-        return ladder(self.steps, *p.levels(self.sigma_max, self.sigma_min))
+        return ladder(self.steps, *self.levels(p))
 
     def start(self, p: Problem, s: float) -> Tensor:
         """The state at the first level."""
@@ -127,16 +131,15 @@ def likelihood_step(p: Problem, x: Tensor, s: float, weight: float) -> tuple[Ten
     by the residual itself. ``a <= 1`` shortens the step to the one that minimises ``|w|`` along it, so that it can never
     overshoot where ``A`` is linear. Nothing here depends on the number of pixels, on the noise level or on the other images of the batch.
     """
+    x0, vjp = p.linearize(x, s)
     with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        x0 = p.denoise(x, s)
-        z = p.A.A(x0)
+        z = p.A.A(x0.requires_grad_())
         deviation = p.noise.variance(z.detach()).sqrt().clamp(min=float(p.sigma_y.min()))
         w = (p.y - z) / deviation
         squares = per_row(w.square(), x.ndim)
-        (gradient,) = torch.autograd.grad(-squares.sum() / 2, x)
+        (pull,) = torch.autograd.grad(-squares.sum() / 2, x0)
     x0 = x0.detach()
-    step = weight * s**2 * gradient / (squares.detach() / p.size).clamp(min=1)
+    step = weight * s**2 * vjp(pull) / (squares.detach() / p.size).clamp(min=1)
     return x0, shorten(p, x0, z.detach(), step)
 
 

@@ -68,10 +68,7 @@ class DAPS(Reverse):
         """Matheron's rule with the covariance that the prior's Jacobian says."""
         x0 = self.draw(p, x, s)
         noise = p.sigma_y.view(-1, *[1] * (p.y.ndim - 1)) ** 2
-        with torch.enable_grad():
-            x = x.detach().requires_grad_()
-            mean = p.denoise(x, s)
-
+        _, vjp = p.linearize(x, s, products=None)
         gamma = (self.variance(p, s) / p.sigma_y**2).expand(len(x), *p.sigma_y.shape[1:])
 
         def precondition(v: Tensor) -> Tensor:
@@ -79,7 +76,7 @@ class DAPS(Reverse):
             return (v - p.A.A(p.A.prox_l2(torch.zeros_like(x0), v, gamma))) / noise
 
         def covariance(v: Tensor) -> Tensor:
-            return s**2 * torch.autograd.grad(mean, x, v, retain_graph=True)[0]
+            return s**2 * vjp(v)
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # a few iterations are meant to be enough

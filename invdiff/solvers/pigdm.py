@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from invdiff.problem import Problem, prox
@@ -43,10 +42,6 @@ class PiGDM(Guided):
     def estimate(self, p: Problem, x: Tensor, s: float) -> Estimate:
         v = (p.prior.std if self.spread is None else self.spread) ** 2
         r2 = s**2 * v / (s**2 + v)
-        with torch.enable_grad():
-            x = x.detach().requires_grad_()
-            x0 = p.denoise(x, s)
-            pull = (prox(p, x0.detach(), r2 / p.sigma_y**2) - x0.detach()) / r2
-            (gradient,) = torch.autograd.grad(x0, x, pull)
-        x0 = x0.detach()
-        return posterior_estimate(x.detach(), x0 + shorten(p, x0, p.A.A(x0), s**2 * gradient), s)
+        x0, vjp = p.linearize(x, s)
+        pull = (prox(p, x0, r2 / p.sigma_y**2) - x0) / r2
+        return posterior_estimate(x, x0 + shorten(p, x0, p.A.A(x0), s**2 * vjp(pull)), s)

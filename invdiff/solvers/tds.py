@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -50,37 +51,34 @@ class TDS(Particles):
 
     def look(self, p: Problem, x: Tensor, s: float) -> Rows:
         numbers = p.measured[0].flatten().nonzero().flatten().tolist()
-        with torch.enable_grad():
-            x = x.detach().requires_grad_()
-            x0 = p.denoise(x, s)
-            twist = self._few(p, x, x0, s, numbers) if len(numbers) <= FEW else self._many(p, x, x0, s)
-        value, pull = twist
-        x0 = x0.detach()
+        few = len(numbers) <= FEW
+        x0, vjp = p.linearize(x, s, products=len(numbers) if few else 1)
+        value, pull = self._few(p, x0, vjp, s, numbers) if few else self._many(p, x0, vjp, s)
         if self.proposal is not None:
-            pull = self.proposal.estimate(p, x.detach(), s).x0 - x0
+            pull = self.proposal.estimate(p, x, s).x0 - x0
         return {"x0": x0, "value": value, "pull": pull}
 
     @staticmethod
-    def _few(p: Problem, x: Tensor, x0: Tensor, s: float, numbers: list[int]) -> tuple[Tensor, Tensor]:
+    def _few(p: Problem, x0: Tensor, vjp: Callable[[Tensor], Tensor], s: float, numbers: list[int]) -> tuple[Tensor, Tensor]:
         """``log g`` and the pull, with ``S = sigma_y^2 + s^2 A J A^T``: a row of ``A J`` a measured number."""
         z = p.A.A(x0).flatten(1)[:, numbers]
-        rows = [torch.autograd.grad(z[:, i].sum(), x, retain_graph=True)[0] for i in range(len(numbers))]
+        units = torch.eye(p.y[0].numel(), dtype=p.y.dtype, device=p.y.device)[numbers].view(-1, 1, *p.y.shape[1:])
+        rows = [vjp(p.A.A_adjoint(unit.expand_as(p.y))) for unit in units]
         S = s**2 * torch.stack([p.A.A(row).flatten(1)[:, numbers] for row in rows], 1)
         values, vectors = torch.linalg.eigh((S + S.mT) / 2)  # the Jacobian of a network is not quite symmetric
         values = values.clamp(min=0) + p.sigma_y.view(-1, 1) ** 2
-        r = (p.y.flatten(1)[:, numbers] - z.detach()).unsqueeze(1) @ vectors
+        r = (p.y.flatten(1)[:, numbers] - z).unsqueeze(1) @ vectors
         value = -(r.squeeze(1).square() / values + values.log()).sum(1) / 2
         solved = (r / values.unsqueeze(1) @ vectors.mT).squeeze(1)
-        pull = sum(c.view(-1, *[1] * (x.ndim - 1)) * row for c, row in zip(solved.T, rows))
+        pull = sum(c.view(-1, *[1] * (x0.ndim - 1)) * row for c, row in zip(solved.T, rows))
         return value, s**2 * torch.as_tensor(pull)
 
     @staticmethod
-    def _many(p: Problem, x: Tensor, x0: Tensor, s: float) -> tuple[Tensor, Tensor]:
+    def _many(p: Problem, x0: Tensor, vjp: Callable[[Tensor], Tensor], s: float) -> tuple[Tensor, Tensor]:
         """The same with ``S = sigma_y^2 + r^2 A A^T``, whose determinant is that of all particles."""
-        r2, fixed = remaining(p, s), x0.detach()
-        step = (prox(p, fixed, r2 / p.sigma_y**2) - fixed) / r2
-        (gradient,) = torch.autograd.grad(x0, x, step)
-        return -misfit(p, p.y, fixed, r2, p.sigma_y) / 2, s**2 * gradient
+        r2 = remaining(p, s)
+        step = (prox(p, x0, r2 / p.sigma_y**2) - x0) / r2
+        return -misfit(p, p.y, x0, r2, p.sigma_y) / 2, s**2 * vjp(step)
 
     def move(self, p: Problem, x: Tensor, known: Rows, mean: Tensor, tau: float, s: float, t: float) -> tuple[Tensor, Tensor]:
         if t == 0:
