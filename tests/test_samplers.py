@@ -85,7 +85,7 @@ def order_of(sampler: Sampler, coarse: list[float], fine: list[float]) -> float:
 def test_order_of_convergence(sampler: Sampler, order: int) -> None:
     """From a level so high that the first steps, of lower order, add nothing, to the middle of the change from noise to
     image: beyond it the errors of odd order cancel, by symmetry in log sigma."""
-    measured = order_of(sampler, ladder(41, 1000.0, SPREAD)[:-1], ladder(161, 1000.0, SPREAD)[:-1])
+    measured = order_of(sampler, ladder(161, 1000.0, SPREAD)[:-1], ladder(641, 1000.0, SPREAD)[:-1])
     assert abs(measured - order) < 0.35, f"{sampler}: order {measured:.2f}, expected {order}"
 
 
