@@ -157,6 +157,8 @@ def test_every_pair_has_a_record_with_scores_cost_and_pictures(folder: Path) -> 
     found, problems = bench.load("out")
     assert progress.counts == {"ok": RUNS} and len(found) == RUNS and not problems
     assert {(r["spec"]["task"], r["spec"]["image"], r["spec"]["method"]) for r in found} == set(suites.read("tiny.yaml").pairs())
+    assert {r["protocol"] for r in found} == {records.digest((folder / "out/suite.yaml").read_bytes())}
+    assert suites.read("out/suite.yaml").protocol == found[0]["protocol"]
     for r in found:
         assert r["metrics"]["psnr"] > 5 and r["metrics"]["ssim"] is not None  # type: ignore[operator]
         assert r["machine"]["threads"] == 1 and r["versions"]["torch"] == torch.__version__.partition("+")[0]
@@ -582,20 +584,22 @@ def test_worker_processes_that_die_are_replaced() -> None:
 def test_ten_kills_of_the_command_lose_nothing(folder: Path) -> None:
     """The whole family of processes: the command is killed, its workers end by themselves."""
     run(out="whole")
-    methods = {f"slow-{i}": {"run": {"mine:slow": {"seconds": 0.3}}} for i in range(10)}
+    methods = {f"slow-{i}": {"run": {"mine:slow": {"seconds": 0.3}}} for i in range(20)}
     Path("tiny.yaml").write_text(yaml.safe_dump(yaml.safe_load(SUITE) | {"methods": yaml.safe_load(SUITE)["methods"] | methods}))
     command = [sys.executable, "-c", "from invdiff.cli import main; main()", "bench", "run", "tiny.yaml", "--out", "out", "--workers", "2"]
     rng = random.Random(1)
     for _ in range(10):
         process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}, stderr=subprocess.DEVNULL)
-        before = len(bench.load("out")[0])
-        while len(bench.load("out")[0]) < before + rng.randint(0, 5) and process.poll() is None:
+        goal = len(bench.load("out")[0]) + rng.randint(1, 4)
+        while len(bench.load("out")[0]) < goal:
+            assert process.poll() is None
             time.sleep(0.01)
-        time.sleep(rng.random() * 5)
+        time.sleep(rng.random() * 0.5)
         process.kill()
         process.wait()
         assert not bench.load("out")[1]
-    assert run().counts == {"ok": RUNS + 40}
+    assert 10 <= len(bench.load("out")[0]) < RUNS + 80  # it had not come to the end
+    assert run().counts == {"ok": RUNS + 80}
     whole = scores("whole")
     assert {key: metrics for key, metrics in scores("out").items() if key in whole} == whole
 

@@ -20,6 +20,7 @@ from typing import Any
 
 Component = str | dict[str, Any]
 Room = Mapping[str, Callable[..., Any]]  # the names that a place knows
+PLAIN = (bool, int, float, str, type(None))
 
 
 def split(component: Any) -> tuple[str, dict[str, Any]]:
@@ -101,6 +102,9 @@ def of_dataclass(instance: Any, names: Mapping[type, str]) -> Component:
     kind = type(instance)
     settings = {f.name: getattr(instance, f.name) for f in fields(instance)}
     settings = {k: of_dataclass(v, names) if is_dataclass(v) else v for k, v in settings.items()}
+    for key, value in settings.items():
+        if not isinstance(value, (*PLAIN, dict)):
+            raise TypeError(f"{kind.__name__}: {key} is a {type(value).__name__}, which a suite cannot hold; use plain values or dataclasses")
     return {names.get(kind, f"{kind.__module__}:{kind.__qualname__}"): settings}
 
 
@@ -110,9 +114,8 @@ def with_defaults(component: Component, room: Room, skip: tuple[str, ...] = ()) 
     Defaults that are no plain values stay out.
     """
     name, arguments = split(component)
-    plain = (bool, int, float, str, type(None))
     known = inspect.signature(find(name, room)).parameters.values()
-    defaults = {p.name: p.default for p in known if p.name not in skip and isinstance(p.default, plain)}
+    defaults = {p.name: p.default for p in known if p.name not in skip and isinstance(p.default, PLAIN)}
     given = {k: with_defaults(v, room, skip) if isinstance(v, dict) else v for k, v in arguments.items()}
     return {name: defaults | given}
 

@@ -7,7 +7,7 @@ A contestant of your own is a strategy (a subclass of ``Strategy``), or a functi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -144,12 +144,14 @@ def _only_noisy(case: Case, name: str) -> None:
 
 
 CLASSICAL: Room = {f.__name__: f for f in (measurement, total_variation, wavelets, bm3d, fbp, zero_filled, pseudo_inverse)}
-_STRATEGIES = {kind.__name__: kind for kind in solvers.STRATEGIES.values()} | {"Tweedie": solvers.Tweedie}
-_SAMPLERS = {
-    name: kind for name, kind in room_of(samplers, vars(samplers)).items() if isinstance(kind, type) and issubclass(kind, samplers.Sampler)
-}
-_NAMES: dict[type, str] = {kind: name for name, kind in (_STRATEGIES | _SAMPLERS).items()}
-CONTESTANTS: Room = {**solvers.STRATEGIES, **_STRATEGIES, **_SAMPLERS, **CLASSICAL, **foreign.METHODS}
+_OURS = {
+    name: kind
+    for module, names in ((samplers, vars(samplers)), (solvers, solvers.__all__))
+    for name, kind in room_of(module, names).items()
+    if isinstance(kind, type) and is_dataclass(kind)
+}  # strategies, and what their settings are made of
+_NAMES: dict[type, str] = {kind: name for name, kind in _OURS.items()}
+CONTESTANTS: Room = {**solvers.STRATEGIES, **_OURS, **CLASSICAL, **foreign.METHODS}
 
 
 def complete(component: Component) -> Component:

@@ -69,7 +69,7 @@ class Done:
 
 def jobs(frozen: suites.Suite) -> list[Job]:
     """All runs of a frozen suite, those that take longest first, so that no worker is left alone with them at the end."""
-    found = []
+    found, protocol = [], frozen.protocol
     for name, image, label in frozen.pairs():
         task, method = frozen.tasks[name], frozen.methods[label]
         run, samples = method.run, suites.count(frozen, method)
@@ -92,10 +92,19 @@ def jobs(frozen: suites.Suite) -> list[Job]:
             "image_sha256": frozen.images[image].sha256,
             "measurement_sha256": task.measurements[image]["sha256"],
         }
-        one_image = replace(task, measurements={image: task.measurements[image]})
-        found.append(
-            Job(frozen.name, frozen.protocol, spec, frozen.images[image], one_image, run, task.prior, tuple(frozen.metrics), frozen.threads, not classical)
+        job = Job(
+            suite=frozen.name,
+            protocol=protocol,
+            spec=spec,
+            image=frozen.images[image],
+            task=replace(task, measurements={image: task.measurements[image]}),
+            run=run,
+            prior=task.prior,
+            metrics=tuple(frozen.metrics),
+            threads=frozen.threads,
+            uses_prior=not classical,
         )
+        found.append(job)
     return sorted(found, key=_guess, reverse=True)
 
 
