@@ -57,7 +57,7 @@ function command(text) {
 // As many decimals as show two digits of the interval and at least three of the number (four where there is no interval)
 function number(value, half) {
   if (value == null) return "–";
-  if (Number.isInteger(value) && !(half > 0)) return String(value);
+  if (Number.isInteger(value) && !(half > 0) && (value === 0 || Math.abs(value) >= 10)) return String(value);
   const decimals = (v, count) => (v ? count - 1 - Math.floor(Math.log10(Math.abs(v))) : 0);
   const wanted = half > 0 ? Math.max(decimals(half, 2), decimals(value, 3)) : decimals(value, 4);
   return value.toFixed(Math.max(0, Math.min(5, wanted)));
