@@ -12,7 +12,9 @@
 
 Posterior scores expect samples that are independent, or in antithetic pairs as :func:`invdiff.solve` draws them (samples 2j and 2j + 1).
 So that neither sort biases them, those of even and those of odd number are each taken as a set of independent draws, and the
-mean of both is given: at least 4 samples are needed, and a perfect sampler has the value in the table whatever their number.
+mean of both is given: at least 4 samples are needed, and a perfect sampler has the value in the table whatever their number. Few
+samples make wide intervals, which forgive much: 4 samples whose spread is 2.4 times too small still cover 77 % instead of 90, 16 cover
+54 %. Error / spread tells 2.4 from either.
 
 Heavy libraries are imported when the first score is computed, so that reports need only the table.
 """

@@ -28,6 +28,7 @@ from invdiff.bench.records import Record, load
 from invdiff.bench.stats import COSTS, MEASURES, RESAMPLES, STATUSES, Study
 
 BUDGET = 24 * 2**20  # bytes of pictures in a page
+SCRIPTS = ("table.js", "plot.js", "pictures.js", "start.js")  # one script in four files
 KINDS = ("x", "std", "y", "truth")  # of pictures, in the order of the page's data
 
 
@@ -174,7 +175,7 @@ def _page(study: Study, protocol: str, data: dict[str, Any]) -> str:
     filled = {key: escape(text) for key, text in texts.items()}
     filled |= {
         "style": (source / "report.css").read_text(encoding="utf-8"),
-        "script": (source / "report.js").read_text(encoding="utf-8"),
+        "script": "\n".join((source / name).read_text(encoding="utf-8") for name in SCRIPTS),
         "data": _json(data),
     }
     template = (source / "report.html").read_text(encoding="utf-8")
