@@ -99,7 +99,7 @@ def accuracy(samples: Tensor, p: Problem) -> Accuracy:
 def measure(strategy: str | solvers.Strategy, p: Problem, samples: int = SAMPLES) -> Row:
     """Solve ``p`` and compare. Raises what ``solve`` raises where the strategy cannot treat the problem."""
     result = solve(p.y, p.A, p.prior, strategy, samples=samples)
-    return Row(accuracy(result.samples, p), result.nfe, result.seconds, result.backward)
+    return Row(accuracy(result.equal(), p), result.nfe, result.seconds, result.backward)
 
 
 def references(p: Problem, samples: int = SAMPLES) -> dict[str, Row]:

@@ -61,7 +61,7 @@ def restore(strategy: str, samples: int, y: Tensor, A: Any, prior: priors.Denois
     except (ValueError, FloatingPointError) as error:  # it refuses the task, or diverges: the page says so
         return {"error": str(error)}
     return {
-        "one": demo.scores(result.samples[0], truth),
+        "one": demo.scores(result.equal()[0], truth),
         "mean": demo.scores(result.x, truth),
         "mse": float((result.x - truth).square().mean()),
         "variance": float(result.std.square().mean()),

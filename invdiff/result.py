@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from invdiff.io import write_atomically
+from invdiff.solvers.particles import systematic
 
 if TYPE_CHECKING:
     from invdiff.solvers import Strategy
@@ -27,10 +28,10 @@ class Result:
     and ``backward`` the backward passes through the network, likewise (of chunks that took different numbers, the most);
     ``seconds`` the time of the whole call. Of volumes all shapes have one more axis, D before H and W.
 
-    Of particle strategies ``samples`` are the particles, in no pairs and not equally likely: ``log_weights`` (K, B) says how likely (their
-    exponentials add up to 1), ``ess`` (B,) how many equally weighted ones they are worth, and mean, std, quantile and residual
-    go by it; for draws of equal weight take ``samples[k, b]`` with ``k`` from ``torch.multinomial(log_weights[:, b].exp(), n,
-    replacement=True)``. ``parents`` (steps, K, B) is the genealogy: the particle of the level before that each came from.
+    Of particle strategies ``samples`` are the particles: in no pairs, and not equally likely. ``log_weights`` (K, B) says how
+    likely (their exponentials add up to 1), ``ess`` (B,) how many equally weighted ones they are worth; mean, std, quantile and
+    residual go by it, and ``equal()`` gives samples of equal weight. ``parents`` (steps, K, B) is the genealogy: which particle of the
+    level before each came from.
     """
 
     samples: Tensor
@@ -84,6 +85,13 @@ class Result:
         shares = _along(self.log_weights.double().exp(), self.samples).expand_as(ordered).gather(0, order).cumsum(0)
         place = (shares < q * shares[-1] * (1 - 1e-12)).sum(0, keepdim=True).clamp(max=len(ordered) - 1)
         return ordered.gather(0, place)[0]
+
+    def equal(self) -> Tensor:
+        """Samples of equal weight, shape (K, B, C, H, W): particle ``k`` of an image occurs ``K w_k`` times, rounded up or down."""
+        if self.log_weights is None:
+            return self.samples
+        chosen = [systematic(w, torch.tensor(0.5, device=w.device)) for w in self.log_weights.unbind(1)]
+        return torch.stack([self.samples[k, b] for b, k in enumerate(chosen)], 1)
 
     def save(self, path: str | Path) -> None:
         """Write samples, mean, std and the settings to a NumPy ``.npz`` file, whole or not at all."""

@@ -219,6 +219,10 @@ def test_a_result_goes_by_its_weights(tmp_path: Path) -> None:
     assert torch.allclose(weighted.mean, repeated.mean(0)) and torch.equal(weighted.x, weighted.mean)
     unbiased = repeated.var(0, correction=0) / (1 - (w / 8).square().sum())
     assert torch.allclose(weighted.std, unbiased.sqrt())
+    none = torch.full((4, 1), -torch.inf, dtype=torch.float64)
+    padded = dataclasses.replace(weighted, samples=result.samples.repeat(2, 1, 1, 1, 1), log_weights=torch.cat([log_weights, none]))
+    assert torch.equal(padded.equal(), repeated)  # eight particles, four of them of no weight
+    assert torch.equal(dataclasses.replace(result, log_weights=None).equal(), result.samples)
     for q in (0.1, 0.5, 0.9):
         at_most = (repeated <= weighted.quantile(q)).double().mean(0)
         less = (repeated < weighted.quantile(q)).double().mean(0)

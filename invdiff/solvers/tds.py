@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from invdiff.problem import Problem, prox
-from invdiff.solvers.base import Guided
+from invdiff.solvers.base import Guided, shorten
 from invdiff.solvers.particles import FEW, Particles, Rows, condition, misfit, remaining, shifted
 
 
@@ -21,7 +21,7 @@ class TDS(Particles):
     Up to 8 measured numbers ``C = s^2 J`` with the prior's Jacobian ``J`` (one backward pass a number), exact for a Gaussian
     prior; above, ``C = s^2 v / (s^2 + v)`` with the prior's variance ``v`` (one backward pass). The proposal is the prior's step with its mean moved by
     ``(1 - t^2 / s^2) s^2 grad log g_s``, in which ``C`` is held fixed; or by what any guided strategy given as ``proposal`` makes of ``x0``
-    (one more evaluation). The last step draws x0 given ``y``. Linear operators with Gaussian noise. Weights that are right for any
+    (one more evaluation). Above 8 numbers the move is cut where it would overshoot, as in PiGDM. The last step draws x0 given ``y``. Linear operators with Gaussian noise. Weights that are right for any
     prior do not make few particles enough: their spread grows with the number of measured numbers (``result.ess``).
 
     Wu et al. 2023, "Practical and Asymptotically Exact Conditional Sampling in Diffusion Models", algorithm 1; the covariance is that of Rozet
@@ -78,7 +78,7 @@ class TDS(Particles):
         """The same with ``S = sigma_y^2 + r^2 A A^T``, whose determinant is that of all particles."""
         r2 = remaining(p, s)
         step = (prox(p, x0, r2 / p.sigma_y**2) - x0) / r2
-        return -misfit(p, p.y, x0, r2, p.sigma_y) / 2, s**2 * vjp(step)
+        return -misfit(p, p.y, x0, r2, p.sigma_y) / 2, shorten(p, x0, p.A.A(x0), s**2 * vjp(step))
 
     def move(self, p: Problem, x: Tensor, known: Rows, mean: Tensor, tau: float, s: float, t: float) -> tuple[Tensor, Tensor]:
         if t == 0:
