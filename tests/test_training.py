@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from invdiff.priors import data, load, sample, training
+from invdiff.priors import checkpoint, data, load, sample
 from invdiff.priors.cards import header
 from invdiff.priors.evaluation import denoising_psnr
 from invdiff.priors.recipe import Recipe
@@ -144,7 +144,7 @@ def test_a_damaged_checkpoint_is_named(photos: Path, tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match="checkpoint.safetensors is damaged .* delete it"):
         train(TINY, photos, out, device="cpu")
-    save_file({"x": torch.zeros(1)}, path, {"recipe": training._settings(TINY)})
+    save_file({"x": torch.zeros(1)}, path, {"recipe": checkpoint._settings(TINY)})
     with pytest.raises(ValueError, match="does not hold this network; delete it"):
         train(TINY, photos, out, device="cpu")
 
