@@ -81,7 +81,7 @@ def test_a_search_goes_on_and_another_one_is_refused(tmp_path: Path) -> None:
 def test_a_preset_is_never_worse_than_the_default(tmp_path: Path) -> None:
     """Nothing in the range is as good as the default, and some diverge: the preset is the default."""
     path = search(examples(), "shrink", prior, out=tmp_path, metric="nmse", trials=4, ranges={"factor": (4.0, 6.0)})
-    assert preset(path) == Shrink()
+    assert preset(path) == Shrink() and yaml.safe_load(path.read_text())["settings"] == {"factor": 1.0}
 
 
 def test_what_is_searched_by_default() -> None:

@@ -164,7 +164,8 @@ def search(
         study.optimize(objective, n_trials=1, catch=(ValueError, ArithmeticError))  # settings that are refused or diverge
         report(done(), study.best_value)
     path = out / "preset.yaml"
-    _write(path, study, solver, what)
+    settings = {name: study.best_trial.params.get(name, default) for name, default in defaults.items()}
+    _write(path, study, solver, {k: v for k, v in settings.items() if v is not None}, what)
     return path
 
 
@@ -213,7 +214,7 @@ def _score(example: Example, strategy: Strategy, prior: Any, metric: str, sample
     return value if target is None else abs(value - target)
 
 
-def _write(path: Path, study: Any, solver: str, what: dict[str, Any]) -> None:
+def _write(path: Path, study: Any, solver: str, settings: dict[str, Any], what: dict[str, Any]) -> None:
     """The preset: the settings of the best trial, and how they were found."""
     first, best = _defaults(study)[0], study.best_trial
     gains = np.subtract(best.user_attrs["scores"], first.user_attrs["scores"])[:, None]
@@ -231,7 +232,7 @@ def _write(path: Path, study: Any, solver: str, what: dict[str, Any]) -> None:
         "study": "study.db",
     }
     text = "# Tuned on these training images: on others the gain may be less. Read by invdiff.bench.tune.preset.\n"
-    text += yaml.safe_dump({"solver": solver, "settings": dict(best.params), "found": facts}, sort_keys=False)
+    text += yaml.safe_dump({"solver": solver, "settings": settings, "found": facts}, sort_keys=False)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
