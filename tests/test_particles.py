@@ -96,7 +96,11 @@ def test_a_draw_of_a_gaussian_given_the_measurement() -> None:
     """Mean, covariance and integral of ``N(x; m, tau^2) N(y; A x, noise^2 + c A A^T)`` against matrices."""
     y, A, prior = correlated()
     n, tau, c, noise = 40000, 0.7, 0.3, 0.4
-    p, M, level = problem(y, A, prior, n), A.left @ torch.diag(A.mask) @ A.right, torch.full((1, 1, 1, 1), noise, dtype=torch.float64)
+    p, M, level = (
+        problem(y, A, prior, n),
+        A.left @ torch.diag(A.mask) @ A.right,
+        torch.full((1, 1, 1, 1), noise, dtype=torch.float64),
+    )
     m = torch.linspace(-1, 1, 5, dtype=torch.float64).view(1, 1, 1, 5)
     x, integral = condition(p, p.y, m.expand(n, -1, -1, -1), tau, c, level)
     S = noise**2 * torch.eye(2, dtype=torch.float64) + c * M @ M.T
@@ -108,10 +112,22 @@ def test_a_draw_of_a_gaussian_given_the_measurement() -> None:
     assert float(integral[0]) == pytest.approx(float(-r @ (S + tau**2 * M @ M.T).inverse() @ r / 2), rel=1e-9)
     for state in (0.0, c):
         T = noise**2 * torch.eye(2, dtype=torch.float64) + state * M @ M.T
-        assert float(misfit(p, p.y, m.expand(n, -1, -1, -1), state, level)[0]) == pytest.approx(float(r @ T.inverse() @ r), rel=1e-9)
+        assert float(misfit(p, p.y, m.expand(n, -1, -1, -1), state, level)[0]) == pytest.approx(
+            float(r @ T.inverse() @ r), rel=1e-9
+        )
 
 
-CORRECTED = [TDS(), TDS(proposal=PiGDM()), TDS(proposal=DPS()), MCGDiff(), FPS(), AFDPS(), AFDPS(tempering=4.0), FK(), FK(proposal=DPS())]
+CORRECTED = [
+    TDS(),
+    TDS(proposal=PiGDM()),
+    TDS(proposal=DPS()),
+    MCGDiff(),
+    FPS(),
+    AFDPS(),
+    AFDPS(tempering=4.0),
+    FK(),
+    FK(proposal=DPS()),
+]
 
 
 @pytest.mark.parametrize("strategy", CORRECTED, ids=repr)
@@ -139,7 +155,9 @@ def test_weights_of_modes(name: str) -> None:
     assert float((found - exact).abs().max()) < 0.08, (found, exact)
 
 
-@pytest.mark.parametrize("strategy", [FK(potential="max", every=10), FK(potential="sum", every=10), FK(strength=2.0)], ids=repr)
+@pytest.mark.parametrize(
+    "strategy", [FK(potential="max", every=10), FK(potential="sum", every=10), FK(strength=2.0)], ids=repr
+)
 def test_potentials_leave_the_last_reward_alone(strategy: FK) -> None:
     """Their product is ``exp(strength r_0)``, so strength 2 is the posterior of half the noise variance."""
     y, A, prior = correlated()
@@ -171,7 +189,9 @@ def test_children_compete_with_their_siblings_only() -> None:
     assert result.parents is not None and result.log_weights is not None
     group = torch.arange(12).view(1, 12, 1) // 4
     assert bool((result.parents // 4 == group).all())
-    assert torch.allclose(result.log_weights[:, 0].exp().view(3, 4).sum(1), torch.full((3,), 1 / 3, dtype=torch.float64))
+    assert torch.allclose(
+        result.log_weights[:, 0].exp().view(3, 4).sum(1), torch.full((3,), 1 / 3, dtype=torch.float64)
+    )
     with pytest.raises(ValueError, match="samples=10 is no multiple"):
         solve(y, A, prior, strategy, samples=10, steps=6)
 
@@ -220,7 +240,9 @@ def test_a_result_goes_by_its_weights(tmp_path: Path) -> None:
     unbiased = repeated.var(0, correction=0) / (1 - (w / 8).square().sum())
     assert torch.allclose(weighted.std, unbiased.sqrt())
     none = torch.full((4, 1), -torch.inf, dtype=torch.float64)
-    padded = dataclasses.replace(weighted, samples=result.samples.repeat(2, 1, 1, 1, 1), log_weights=torch.cat([log_weights, none]))
+    padded = dataclasses.replace(
+        weighted, samples=result.samples.repeat(2, 1, 1, 1, 1), log_weights=torch.cat([log_weights, none])
+    )
     assert torch.equal(padded.equal(), repeated)  # eight particles, four of them of no weight
     assert torch.equal(dataclasses.replace(result, log_weights=None).equal(), result.samples)
     for q in (0.1, 0.5, 0.9):

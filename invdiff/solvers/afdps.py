@@ -16,16 +16,19 @@ from invdiff.solvers.particles import Particles, Rows, condition, misfit, wide, 
 class AFDPS(Particles):
     """Twist ``g_s(x) = N(y; A(m + w (x - m)), sigma_y^2 + k A A^T)``, the likelihood of the state under a white Gaussian prior.
 
-    ``m`` and ``v`` are the prior's mean and variance, ``w = v / (u^2 + v)`` and ``k = u^2 v / (u^2 + v)`` with ``u = tempering * s``. The proposal is the
-    prior's step times ``g_t``, drawn exactly. ``tempering = 1`` is right for a white Gaussian prior, the default is wider where few numbers are
-    measured (:func:`~invdiff.solvers.particles.widened`); ``0`` is the paper's target ``p_s(x) exp(-|y - A x|^2 / 2 sigma_y^2)``, which narrows to a few particles at high noise. Gradient-free:
-    one evaluation and three proximal steps a level. Linear operators with Gaussian noise.
+    ``m`` and ``v`` are the prior's mean and variance, ``w = v / (u^2 + v)`` and ``k = u^2 v / (u^2 + v)`` with ``u =
+    tempering * s``. The proposal is the prior's step times ``g_t``, drawn exactly. ``tempering = 1`` is right for a
+    white Gaussian prior, the default is wider where few numbers are measured
+    (:func:`~invdiff.solvers.particles.widened`); ``0`` is the paper's target ``p_s(x) exp(-|y - A x|^2 / 2
+    sigma_y^2)``, which narrows to a few particles at high noise. Gradient-free: one evaluation and three proximal steps
+    a level. Linear operators with Gaussian noise.
 
-    The paper moves the particles by an Euler step of a stochastic equation and integrates their weights; that step is unstable
-    where it exceeds ``sigma_y^2`` over the largest eigenvalue of ``A A^T``, as on any ladder spaced evenly in log sigma.
-    Here both are those of the discrete step, exact for any ladder.
+    The paper moves the particles by an Euler step of a stochastic equation and integrates their weights; that step is
+    unstable where it exceeds ``sigma_y^2`` over the largest eigenvalue of ``A A^T``, as on any ladder spaced evenly in
+    log sigma. Here both are those of the discrete step, exact for any ladder.
 
-    Chen et al. 2025, "Solving Inverse Problems via Diffusion-Based Priors: An Approximation-Free Ensemble Sampling Approach".
+    Chen et al. 2025, "Solving Inverse Problems via Diffusion-Based Priors: An Approximation-Free Ensemble Sampling
+    Approach".
     """
 
     reference: ClassVar[str] = (
@@ -49,7 +52,9 @@ class AFDPS(Particles):
     def look(self, p: Problem, x: Tensor, s: float) -> Rows:
         return {"x0": p.denoise(x, s), "value": torch.zeros(len(x), dtype=x.dtype, device=x.device)}
 
-    def move(self, p: Problem, x: Tensor, known: Rows, mean: Tensor, tau: float, s: float, t: float) -> tuple[Tensor, Tensor]:
+    def move(
+        self, p: Problem, x: Tensor, known: Rows, mean: Tensor, tau: float, s: float, t: float
+    ) -> tuple[Tensor, Tensor]:
         """Here the ratio is that of ``g`` too: what the drawn step integrates to, over ``g_s(x)``."""
         y, state, noise = self._twist(p, s)
         owed = -misfit(p, y, x, state, noise) / 2

@@ -20,9 +20,10 @@ POTENTIALS, SELECT = ("difference", "max", "sum"), ("all", "children")
 class FK(Particles):
     """Needs only evaluations of ``A``: reward ``r_s = log N(y; A(x0), sigma_y^2 + c gain)``, ``x0 = D(x, s)``.
 
-    ``c = s^2 v / (s^2 + v)`` is the variance of x0 given x under a prior of variance ``v``, ``gain`` how ``A`` amplifies it.
-    Every ``every`` levels weights are multiplied by a *potential*, ``exp(strength r)`` in a form that the last step undoes, so that
-    the product is ``exp(strength r_0)``: with strength 1 the likelihood (the Gaussian one of the same variance, for other noise).
+    ``c = s^2 v / (s^2 + v)`` is the variance of x0 given x under a prior of variance ``v``, ``gain`` how ``A``
+    amplifies it. Every ``every`` levels weights are multiplied by a *potential*, ``exp(strength r)`` in a form that the
+    last step undoes, so that the product is ``exp(strength r_0)``: with strength 1 the likelihood (the Gaussian one of
+    the same variance, for other noise).
 
     ``potential``
         ``"difference"``, ``r_t - r_s``; ``"max"``, the largest r so far; ``"sum"``, the sum of all so far. The last two count a reward again at
@@ -30,8 +31,9 @@ class FK(Particles):
     ``select``
         ``"all"``: systematic resampling among all particles. ``"children"``: each group of ``children`` particles are the
         children of one parent, and one of them, drawn by its weight, becomes the parent of the next. Groups are
-        independent of one another; exact only in the limit of many steps and a reward that is the true log p(y | x). This
-        is SVDD (Li et al. 2024, "Derivative-Free Guidance in Continuous and Discrete Diffusion Models with Soft Value-Based Decoding").
+        independent of one another; exact only in the limit of many steps and a reward that is the true log p(y | x).
+        This is SVDD (Li et al. 2024, "Derivative-Free Guidance in Continuous and Discrete Diffusion Models with Soft
+        Value-Based Decoding").
     ``proposal``
         a guided strategy that moves the particles, corrected for in the weights (one more evaluation).
 
@@ -68,7 +70,9 @@ class FK(Particles):
         if self.select == "all":
             return super().sample(p)
         if len(p.y) % self.children:
-            raise ValueError(f"FK draws {self.children} children of each parent; samples={len(p.y)} is no multiple of it")
+            raise ValueError(
+                f"FK draws {self.children} children of each parent; samples={len(p.y)} is no multiple of it"
+            )
         x = super().sample(p)
         groups = p.report["log_weights"].view(-1, self.children)
         p.report["log_weights"] = groups.log_softmax(1).flatten() - math.log(len(groups))
@@ -95,7 +99,9 @@ class FK(Particles):
             known["value"] = before["value"] + self.strength * known["reward"]
         return known
 
-    def move(self, p: Problem, x: Tensor, known: Rows, mean: Tensor, tau: float, s: float, t: float) -> tuple[Tensor, Tensor]:
+    def move(
+        self, p: Problem, x: Tensor, known: Rows, mean: Tensor, tau: float, s: float, t: float
+    ) -> tuple[Tensor, Tensor]:
         if t == 0:
             return mean, self.strength * self._reward(p, mean, 0.0)
         shift = (1 - (t / s) ** 2) * known["pull"] if "pull" in known else torch.zeros_like(mean)

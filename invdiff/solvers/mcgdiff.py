@@ -1,7 +1,8 @@
 """Particles along the singular vectors of the operator, where a measurement is a state seen at its own noise level.
 
-Notation of :mod:`invdiff.solvers.spectral`: ``c_y`` is the measurement along a singular direction, of noise ``b``. It has the
-law of the state at level ``b`` there, so ``c_y`` is taken for that state: from ``b`` on nothing is left to be measured.
+Notation of :mod:`invdiff.solvers.spectral`: ``c_y`` is the measurement along a singular direction, of noise ``b``. It
+has the law of the state at level ``b`` there, so ``c_y`` is taken for that state: from ``b`` on nothing is left to be
+measured.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ class Pinned(Particles):
     def look(self, p: Problem, x: Tensor, s: float) -> Rows:
         return {"x0": p.denoise(x, s), "value": torch.zeros(len(x), dtype=x.dtype, device=x.device)}
 
-    def move(self, p: Problem, x: Tensor, known: Rows, mean: Tensor, tau: float, s: float, t: float) -> tuple[Tensor, Tensor]:
+    def move(
+        self, p: Problem, x: Tensor, known: Rows, mean: Tensor, tau: float, s: float, t: float
+    ) -> tuple[Tensor, Tensor]:
         """Here the ratio is that of ``g`` too: what the drawn step integrates to, over ``g_s(x)``."""
         a, b, _ = measured_directions(p)
         target, variance = self._seen(p, s)
@@ -47,7 +50,8 @@ class Pinned(Particles):
     def _draw(self, p: Problem, x: Tensor, mean: Tensor, tau: float, s: float, t: float) -> tuple[Tensor, Tensor]:
         """A draw of the step from ``s`` times what is seen at ``t``, and the log of the integral up to a constant.
 
-        A step that crosses ``b`` is made of two, with the same ``d``: from ``s`` to ``b``, where the state is ``c_y``, and from there to ``t``.
+        A step that crosses ``b`` is made of two, with the same ``d``: from ``s`` to ``b``, where the state is ``c_y``,
+        and from there to ``t``.
         """
         a, b, c_y = measured_directions(p)
         live, crossing = (a > 0) & (b < s), (b > t) & (b < s) & (0 < t)
@@ -57,7 +61,11 @@ class Pinned(Particles):
         c = p.A.V_adjoint(mean)
         off, centre, spread = target - c, c + gain * (target - c), (1 - gain).clamp(min=0).sqrt()
         if bool(crossing.any()):
-            q, first, second = (t / s) ** 2, torch.where(crossing, b / s, 0.5) ** 2, torch.where(crossing, t / b, 0.5) ** 2
+            q, first, second = (
+                (t / s) ** 2,
+                torch.where(crossing, b / s, 0.5) ** 2,
+                torch.where(crossing, t / b, 0.5) ** 2,
+            )
             c_x = p.A.V_adjoint(x)
             c_d = (c - q * c_x) / (1 - q)
             off = torch.where(crossing, c_y - first * c_x - (1 - first) * c_d, off)
@@ -81,12 +89,15 @@ class Pinned(Particles):
 class MCGDiff(Pinned):
     """Twist ``g_s(x) = p(x_b = c_y | x_s = x)`` in each direction with ``b < s``, under a white Gaussian prior, widened.
 
-    With the prior's mean ``m`` and variance ``v`` it is normal in ``c_y``, of mean ``m + r (c - m)`` and variance ``u^2 r``, where
-    ``r = (v + b^2) / (v + b^2 + u^2)`` and ``u^2 = tempering^2 (s^2 - b^2)``; the paper's twist is that of tempering 1 and large ``v``. The default
-    is wider where few numbers are measured (:func:`~invdiff.solvers.particles.widened`). The proposal is the prior's step times ``g_t``, drawn exactly; a step that crosses ``b`` passes through ``c_y`` there,
-    and nothing is left to be measured. Gradient-free: one evaluation a level. Operators with a singular value decomposition, Gaussian noise.
+    With the prior's mean ``m`` and variance ``v`` it is normal in ``c_y``, of mean ``m + r (c - m)`` and variance ``u^2
+    r``, where ``r = (v + b^2) / (v + b^2 + u^2)`` and ``u^2 = tempering^2 (s^2 - b^2)``; the paper's twist is that of
+    tempering 1 and large ``v``. The default is wider where few numbers are measured
+    (:func:`~invdiff.solvers.particles.widened`). The proposal is the prior's step times ``g_t``, drawn exactly; a step
+    that crosses ``b`` passes through ``c_y`` there, and nothing is left to be measured. Gradient-free: one evaluation a
+    level. Operators with a singular value decomposition, Gaussian noise.
 
-    Cardoso et al. 2024, "Monte Carlo Guided Denoising Diffusion Models for Bayesian Linear Inverse Problems", algorithm 1.
+    Cardoso et al. 2024, "Monte Carlo Guided Denoising Diffusion Models for Bayesian Linear Inverse Problems", algorithm
+    1.
     """
 
     reference: ClassVar[str] = (
@@ -109,13 +120,15 @@ class MCGDiff(Pinned):
 class FPS(Pinned):
     """Filtering: the measurement is noised along a random path ``y_s``, shared by all particles, and states are made to fit it.
 
-    In a direction with ``b < s`` the state is ``c_y`` plus a Brownian path from level ``b`` up. Its law given ``y`` does not depend on the
-    image, so that the particles tend to the posterior whatever the path; but they have to follow it, which takes more of them than the average
-    over all paths (``mcgdiff``). Operators with a singular value decomposition, Gaussian noise; one evaluation a level.
+    In a direction with ``b < s`` the state is ``c_y`` plus a Brownian path from level ``b`` up. Its law given ``y``
+    does not depend on the image, so that the particles tend to the posterior whatever the path; but they have to follow
+    it, which takes more of them than the average over all paths (``mcgdiff``). Operators with a singular value
+    decomposition, Gaussian noise; one evaluation a level.
 
     The paper lets every ``y_s`` have a noise of its own, so that ``y`` counts once a level: exact without noise only.
 
-    Dou & Song 2024, "Diffusion Posterior Sampling for Linear Inverse Problem Solving: A Filtering Perspective", algorithm 2.
+    Dou & Song 2024, "Diffusion Posterior Sampling for Linear Inverse Problem Solving: A Filtering Perspective",
+    algorithm 2.
     """
 
     reference: ClassVar[str] = (

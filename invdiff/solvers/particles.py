@@ -4,11 +4,12 @@ Notation: ``s > t`` neighbouring levels, ``D`` the prior's estimate at ``s``. Th
 
     p(x' | x) = N(q x + (1 - q) d, tau^2),   q = t^2 / s^2,   tau^2 = t^2 (1 - q),
 
-with ``d`` extrapolated from the last two ``D`` (SDE-DPM-Solver++(2M), Lu et al. 2022, second order in the
-weak sense: with ``d = D`` alone 100 steps lose 3 % of the spread); the last step, to ``t = 0``, is ``N(D, s^2 v / (s^2 + v))``, ``v`` the
-prior's variance. A *twist* ``g_s(x)`` is a guess of ``p(y | x)`` at level ``s``, ``g_0`` the likelihood. A particle that moves by a
-proposal ``q(x' | x)`` has its weight multiplied by ``p(x' | x) g_t(x') / (q(x' | x) g_s(x))``. So whatever twist and proposal, the
-weighted particles tend to the posterior under the prior's steps as their number grows; these only decide how many it takes.
+with ``d`` extrapolated from the last two ``D`` (SDE-DPM-Solver++(2M), Lu et al. 2022, second order in the weak sense;
+with ``d = D`` alone variances fall short by a share of the order of the step in log sigma); the last step, to ``t =
+0``, is ``N(D, s^2 v / (s^2 + v))``, ``v`` the prior's variance. A *twist* ``g_s(x)`` is a guess of ``p(y | x)`` at
+level ``s``, ``g_0`` the likelihood. A particle that moves by a proposal ``q(x' | x)`` has its weight multiplied by
+``p(x' | x) g_t(x') / (q(x' | x) g_s(x))``. So whatever twist and proposal, the weighted particles tend to the posterior
+under the prior's steps as their number grows; these only decide how many it takes.
 
 Particles of one image interact, those of different images never do: a :class:`~invdiff.problem.Problem` is one image.
 """
@@ -51,9 +52,10 @@ def systematic(log_weights: Tensor, u: Tensor) -> Tensor:
 class Particles(Strategy):
     """Base class. ``particles`` is how many are drawn where ``solve`` is not told (``samples=``).
 
-    ``threshold``: the particles are resampled when their effective number falls under this share of them (0 never, 1 always).
-    The ladder has ``steps`` levels evenly spaced in log sigma; ``None`` takes 20 and 0.01 times the prior's spread for
-    its ends, within the prior's range. The result keeps the final weights: resampling once more would only add to the error of every mean.
+    ``threshold``: the particles are resampled when their effective number falls under this share of them (0 never, 1
+    always). The ladder has ``steps`` levels evenly spaced in log sigma; ``None`` takes 20 and 0.01 times the prior's
+    spread for its ends, within the prior's range. The result keeps the final weights: resampling once more would only
+    add to the error of every mean.
     """
 
     particles: ClassVar[int] = 64
@@ -80,7 +82,9 @@ class Particles(Strategy):
         """
         raise NotImplementedError
 
-    def move(self, p: Problem, x: Tensor, known: Rows, mean: Tensor, tau: float, s: float, t: float) -> tuple[Tensor, Tensor]:
+    def move(
+        self, p: Problem, x: Tensor, known: Rows, mean: Tensor, tau: float, s: float, t: float
+    ) -> tuple[Tensor, Tensor]:
         """States at ``t`` and ``log p(x' | x) - log q(x' | x)``; ``mean`` and ``tau`` are those of the prior's step.
 
         To ``t = 0`` the second includes the likelihood. Constants common to all particles may be left out.
@@ -148,8 +152,8 @@ def wide(p: Problem, s: float) -> tuple[Tensor, float]:
 def widened(p: Problem, tempering: float | None) -> float:
     """``tempering``, by default 2 where few numbers are measured and 1 otherwise.
 
-    A twist that is narrower than the truth makes a few weights huge, a wider one none; but with many measured numbers weights
-    can no longer put it right, and the particles stay where it put them.
+    A twist that is narrower than the truth makes a few weights huge, a wider one none; but with many measured numbers
+    weights can no longer put it right, and the particles stay where it put them.
     """
     if tempering is not None:
         return tempering

@@ -18,14 +18,17 @@ from invdiff.solvers.particles import FEW, Particles, Rows, condition, misfit, r
 class TDS(Particles):
     """Twist ``g_s(x) = N(y; A x0, sigma_y^2 + A C A^T)``, ``x0 = D(x, s)`` and ``C`` the covariance of x0 given x.
 
-    Up to 8 measured numbers ``C = s^2 J`` with the prior's Jacobian ``J`` (one backward pass a number), exact for a Gaussian
-    prior; above, ``C = s^2 v / (s^2 + v)`` with the prior's variance ``v`` (one backward pass). The proposal is the prior's step with its mean moved by
-    ``(1 - t^2 / s^2) s^2 grad log g_s``, in which ``C`` is held fixed; or by what any guided strategy given as ``proposal`` makes of ``x0``
-    (one more evaluation). Above 8 numbers the move is cut where it would overshoot, as in PiGDM. The last step draws x0 given ``y``. Linear operators with Gaussian noise. Weights that are right for any
-    prior do not make few particles enough: their spread grows with the number of measured numbers (``result.ess``).
+    Up to 8 measured numbers ``C = s^2 J`` with the prior's Jacobian ``J`` (one backward pass a number), exact for a
+    Gaussian prior; above, ``C = s^2 v / (s^2 + v)`` with the prior's variance ``v`` (one backward pass). The proposal
+    is the prior's step with its mean moved by ``(1 - t^2 / s^2) s^2 grad log g_s``, in which ``C`` is held fixed; or by
+    what any guided strategy given as ``proposal`` makes of ``x0`` (one more evaluation). Above 8 numbers the move is
+    cut where it would overshoot, as in PiGDM. The last step draws x0 given ``y``. Linear operators with Gaussian noise.
+    Weights that are right for any prior do not make few particles enough: their spread grows with the number of
+    measured numbers (``result.ess``).
 
-    Wu et al. 2023, "Practical and Asymptotically Exact Conditional Sampling in Diffusion Models", algorithm 1; the covariance is that of Rozet
-    et al. 2024, "Learning Diffusion Priors from Observations by Expectation Maximization", eq. 19.
+    Wu et al. 2023, "Practical and Asymptotically Exact Conditional Sampling in Diffusion Models", algorithm 1; the
+    covariance is that of Rozet et al. 2024, "Learning Diffusion Priors from Observations by Expectation Maximization",
+    eq. 19.
     """
 
     reference: ClassVar[str] = (
@@ -80,7 +83,9 @@ class TDS(Particles):
         step = (prox(p, x0, r2 / p.sigma_y**2) - x0) / r2
         return -misfit(p, p.y, x0, r2, p.sigma_y) / 2, shorten(p, x0, p.A.A(x0), s**2 * vjp(step))
 
-    def move(self, p: Problem, x: Tensor, known: Rows, mean: Tensor, tau: float, s: float, t: float) -> tuple[Tensor, Tensor]:
+    def move(
+        self, p: Problem, x: Tensor, known: Rows, mean: Tensor, tau: float, s: float, t: float
+    ) -> tuple[Tensor, Tensor]:
         if t == 0:
             return condition(p, p.y, mean, tau, 0.0, p.sigma_y)
         return shifted(p, mean, (1 - (t / s) ** 2) * known["pull"], tau)
