@@ -90,6 +90,42 @@ def compare(
         raise typer.Exit(1)
 
 
+@app.command()
+def tune(
+    task: Annotated[str, typer.Argument(metavar="TASK", help="A task of the suite.")],
+    solver: Annotated[str, typer.Option(help="The strategy whose settings are searched.")],
+    images: Annotated[Path, typer.Option(help="Folder of training images: others than those the suite measures on.")],
+    out: Annotated[Path, typer.Option(help="Folder for preset.yaml and study.db; a stopped search goes on there.")],
+    suite: Annotated[str, typer.Option(help="A suite or a YAML file.")] = "photos",
+    prior: Annotated[str, typer.Option(help="A prior or a .safetensors file.")] = "natural",
+    trials: Annotated[int, typer.Option(help="How many settings are tried, those that OUT holds included.")] = 40,
+    metric: Annotated[str, typer.Option(help="What is optimised.")] = "psnr",
+    samples: Annotated[int, typer.Option(help="Samples a run.")] = 2,
+    seed: Annotated[int, typer.Option(help="Of samples and search.")] = 0,
+    vary: Annotated[list[str] | None, typer.Option(metavar="NAME=LOW:HIGH", help="A setting to search, such as weight=0.1:10; may be repeated. [default: its weights and fractions]", show_default=False)] = None,
+) -> None:  # fmt: skip
+    """Search a strategy's settings on training images and write them as a preset."""
+    from invdiff import priors
+    from invdiff.bench import tune as tuning
+
+    def tell(done: int, best: float) -> None:
+        typer.echo(f"{done}/{trials}: best {metric} {best:.5g}", err=True)
+
+    on = tuning.examples(task, images, suite)
+    path = tuning.search(
+        on, solver, priors.load(prior), out=out, ranges=_ranges(vary), trials=trials, metric=metric, samples=samples, seed=seed, report=tell
+    )  # fmt: skip
+    typer.echo(f"preset: {path}")
+
+
+def _ranges(given: list[str] | None) -> dict[str, tuple[float, float]] | None:
+    try:
+        parts = [text.split("=") for text in given or []]
+        return {name: (float(low), float(high)) for name, limits in parts for low, high in [limits.split(":")]} or None
+    except ValueError:
+        raise ValueError(f"--vary is NAME=LOW:HIGH, such as weight=0.1:10, got {given}") from None
+
+
 def _resources(text: str | None) -> dict[str, float]:
     try:
         return {name: float(number) for name, number in (part.split("=") for part in (text or "").split(",") if part)}
