@@ -1,4 +1,4 @@
-"""``invdiff bench suites | run | report | compare``: options and messages; imports the rest only when needed."""
+"""``invdiff bench suites | run | report | compare | tune``: options and messages; imports the rest only when needed."""
 
 from __future__ import annotations
 
