@@ -150,7 +150,7 @@ Half: of the pixels, at random. Blur: 3x3 box, circular. 2x: the mean of each bl
 BIAS = """## Bias
 
 Error of the samples' mean in posterior standard deviations, root mean square over pixels and measurements. 0 is right; with
-{samples} independent samples an exact sampler has {floor:.2f}. Strategies draw antithetic pairs, whose mean has no such error
+{samples} independent samples an exact sampler has {floor:.2f}. Strategies but those of particles draw antithetic pairs, whose mean has no such error
 where it is affine in the noise: what is left is the strategy's own.
 """
 
