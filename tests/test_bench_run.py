@@ -25,7 +25,7 @@ from invdiff import bench
 from invdiff.bench import components, contestants, foreign, performing, records, running, tasks, workers
 from invdiff.bench import images as sources
 from invdiff.bench import suite as suites
-from invdiff.bench.contestants import Case
+from invdiff.bench.case import Case
 from invdiff.cli import app
 from invdiff.operators import Denoising, Inpainting, Tomography, random_mask
 from invdiff.priors import DenoisingUNet

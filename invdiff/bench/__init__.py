@@ -14,14 +14,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from invdiff.bench.contestants import Case, Outcome
+    from invdiff.bench.case import Case, Outcome
     from invdiff.bench.records import Record, load
     from invdiff.bench.running import run
     from invdiff.bench.suite import Suite, suites
 
 __all__ = ["Case", "Outcome", "Record", "Suite", "load", "run", "suites"]
 
-_HOMES = {"Case": "contestants", "Outcome": "contestants", "Record": "records", "load": "records", "run": "running"}
+_HOMES = {"Case": "case", "Outcome": "case", "Record": "records", "load": "records", "run": "running"}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,24 +1,24 @@
 """Who takes part: the strategies of this package, classical baselines, and other libraries (:mod:`invdiff.bench.foreign`).
 
-A contestant of your own is a strategy (a subclass of ``Strategy``), or a function of a :class:`Case` that returns an
-:class:`Outcome`; its further arguments are settings of the suite. It raises ``ValueError`` or ``TypeError`` where it cannot treat the task.
+A contestant of your own is a strategy (a subclass of ``Strategy``), or a function of a :class:`~invdiff.bench.case.Case` that
+returns an :class:`~invdiff.bench.case.Outcome`; its further arguments are settings of the suite. It raises ``ValueError`` or ``TypeError`` where it cannot treat the task.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, is_dataclass
+from dataclasses import is_dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from deepinv.physics import Denoising, Physics
-from torch import Tensor
 from torch.nn import functional as F
 
 from invdiff import operators, samplers, solvers
 from invdiff.baseline import best_tv
 from invdiff.bench import foreign
+from invdiff.bench.case import Case, Outcome
 from invdiff.bench.components import (
     Component,
     Room,
@@ -34,37 +34,6 @@ from invdiff.bench.components import (
 from invdiff.operators import Noise
 from invdiff.solvers import Strategy
 from invdiff.solving import solve
-
-
-@dataclass(frozen=True)
-class Case:
-    """One task on one image: ``y`` (1, ...), the operator, the law of its noise, the prior, and the true image (1, C, H, W).
-
-    The truth is there for baselines that choose their weight with it, which no one can in practice.
-    """
-
-    y: Tensor
-    A: Physics
-    noise: Noise
-    prior: Any
-    truth: Tensor
-    samples: int | None
-    seed: int
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The estimate ``x`` (1, C, H, W); from samplers also ``samples`` (K, 1, C, H, W) and their ``std`` (1, C, H, W)."""
-
-    x: Tensor
-    samples: Tensor | None = None
-    std: Tensor | None = None
-
-    @classmethod
-    def of(cls, samples: Tensor) -> Outcome:
-        """The outcome of independent samples (K, 1, C, H, W)."""
-        return cls(samples.mean(0), samples, samples.std(0)) if len(samples) > 1 else cls(samples[0])
-
 
 Contestant = Callable[[Case], Outcome]
 

@@ -11,24 +11,20 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from invdiff.bench.case import Case, Outcome
 from invdiff.bench.components import Room
-
-if TYPE_CHECKING:
-    from invdiff.bench.contestants import Case, Outcome
-
+from invdiff.operators import Gaussian
 
 _global = threading.Lock()  # torch's generator is one for all threads
 
 
 def _draw(case: Case, one: Callable[[], Tensor]) -> Outcome:
     """Samples of ``one()``, each with a seed of its own."""
-    from invdiff.bench.contestants import Outcome
-
     drawn = []
     with _global, torch.random.fork_rng():
         for k in range(case.samples or 1):
@@ -38,8 +34,6 @@ def _draw(case: Case, one: Callable[[], Tensor]) -> Outcome:
 
 
 def _gaussian(case: Case, name: str) -> float:
-    from invdiff.operators import Gaussian
-
     if not isinstance(case.noise, Gaussian):
         raise TypeError(f"{name} needs Gaussian noise, not {case.noise}")
     return float(torch.as_tensor(case.noise.sigma).max())
@@ -48,8 +42,6 @@ def _gaussian(case: Case, name: str) -> float:
 def _theirs(case: Case) -> Any:
     """The operator with deepinv's own noise model, which its guidances ask for."""
     from deepinv.physics import GaussianNoise
-
-    from invdiff.operators import Gaussian
 
     A = copy.copy(case.A)
     A._buffers, A._modules = dict(A._buffers), dict(A._modules)

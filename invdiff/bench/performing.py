@@ -30,8 +30,8 @@ from torch import Tensor
 from invdiff import metrics
 from invdiff.bench import contestants, images, records, tasks
 from invdiff.bench import suite as suites
+from invdiff.bench.case import Case, Outcome
 from invdiff.bench.components import Component, build, canonical, find, split
-from invdiff.bench.contestants import Case, Outcome
 from invdiff.bench.records import Record
 from invdiff.priors import LatentPrior, as_prior
 from invdiff.priors.sampling import shown
