@@ -1,7 +1,7 @@
-"""Evaluations a second of every prior that ships: ``python benchmarks/speed.py``, a quarter of an hour, all cores.
+"""Evaluations a second of every prior of images that ships: ``python benchmarks/speed.py``, a quarter of an hour, all cores.
 
 Every prior denoises one image of 64 to 512 pixels a side, on one and on two threads of the CPU and, where there is one, on a GPU, as it
-is loaded and compiled; ``--quick`` leaves out two threads, the compiled network and 512 pixels. All variants of a size take turns, round by round, so
+is loaded and compiled; ``--quick``, two minutes, leaves out the compiled network. All variants of a size take turns, round by round, so
 that they see the same load of the machine; a figure is the median over the rounds, of time on the clock. Prints and writes ``docs/speed.md``.
 """
 
@@ -20,11 +20,17 @@ import torch
 
 from invdiff import __version__, priors
 from invdiff.io import write_atomically
-from invdiff.priors.network import _has_bf16
+from invdiff.priors.cards import header
+from invdiff.priors.network import has_bf16
 
 PAGE = Path(__file__).parents[1] / "docs" / "speed.md"
 SIZES = (64, 128, 256, 512)
 THREADS = (1, 2)
+
+
+def of_images() -> list[str]:
+    """The priors that ship, but those of latents."""
+    return [name for name in priors.names() if "reconstruction" not in header(name)]
 
 
 def processor() -> str:
@@ -95,10 +101,10 @@ def measure(
 
 def page(rows: list[list[str]], sizes: tuple[int, ...], rounds: int) -> str:
     """The table and what it was measured on, as Markdown."""
-    bf16 = "in bfloat16" if _has_bf16(torch.device("cpu")) else "in float32"
+    bf16 = "in bfloat16" if has_bf16(torch.device("cpu")) else "in float32"
     cards = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    header = ["prior", "on", "network", *(f"{size}x{size}" for size in sizes)]
-    lines = [header, ["---"] * len(header), *rows]
+    head = ["prior", "on", "network", *(f"{size}x{size}" for size in sizes)]
+    lines = [head, ["---"] * len(head), *rows]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return (
         "# Speed\n\nEvaluations a second of one image, by its size in pixels; what `python benchmarks/speed.py` measured on "
@@ -111,17 +117,16 @@ def page(rows: list[list[str]], sizes: tuple[int, ...], rounds: int) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--priors", nargs="+", default=priors.names(), help="names or paths; default: all that ship")
-    parser.add_argument("--sizes", nargs="+", type=int, help=f"default: {SIZES}")
+    parser.add_argument("--priors", nargs="+", default=of_images(), help="names or paths; default: all of images that ship")
+    parser.add_argument("--sizes", nargs="+", type=int, default=SIZES)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.5, help="at least, a variant and round")
-    parser.add_argument("--quick", action="store_true", help="one thread, not compiled, at most 256 pixels")
+    parser.add_argument("--quick", action="store_true", help="not compiled")
     parser.add_argument("--out", type=Path, default=PAGE)
     args = parser.parse_args(argv)
-    sizes = tuple(args.sizes or (SIZES[:-1] if args.quick else SIZES))
-    threads = THREADS[:1] if args.quick else THREADS
+    sizes = tuple(args.sizes)
     before = torch.get_num_threads()
-    rows = measure(args.priors, sizes, threads, not args.quick, args.rounds, args.seconds, print)
+    rows = measure(args.priors, sizes, THREADS, not args.quick, args.rounds, args.seconds, print)
     torch.set_num_threads(before)
     write_atomically(args.out, lambda p: p.write_text(page(rows, sizes, args.rounds), encoding="utf-8"))
     print(f"written: {args.out}")

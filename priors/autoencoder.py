@@ -13,6 +13,7 @@ Source: Kingma & Welling 2014, "Auto-Encoding Variational Bayes"; Rombach et al.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from invdiff.priors.latent import LatentPrior
-from invdiff.priors.network import DenoisingUNet, _has_bf16
+from invdiff.priors.network import DenoisingUNet, has_bf16
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,14 @@ class AutoencoderConfig:
     blocks: int = 1
     mean: float = 0.5
     std: float = 0.25
+
+    def __post_init__(self) -> None:
+        whole = {"channels": (self.channels,), "latents": (self.latents,), "widths": self.widths, "blocks": (self.blocks,)}
+        for name, values in whole.items():
+            if not values or not all(isinstance(value, int) and value > 0 for value in values):
+                raise ValueError(f"{name} must be whole numbers above 0, got {getattr(self, name)}")
+        if not (math.isfinite(self.mean) and 0 < self.std < math.inf):
+            raise ValueError(f"mean and std are finite and std is above 0, got {self.mean} and {self.std}")
 
     @property
     def factor(self) -> int:
@@ -91,6 +100,8 @@ class Autoencoder(nn.Module):
                 f"this autoencoder takes images of shape (B, {c}, H, W) with sides that are multiples of {factor}, got "
                 f"{tuple(x.shape)}; LatentPrior.encode extends images to such sides"
             )
+        if not x.is_floating_point():
+            raise TypeError(f"images are floats in [0, 1], got {x.dtype}; x.float() / 255 for 8-bit ones")
         return self.encoder((x.to(self._dtype) - self.config.mean) / self.config.std).to(x.dtype)
 
     def decode(self, z: Tensor) -> Tensor:
@@ -127,7 +138,7 @@ class Autoencoder(nn.Module):
 
 def reconstruction_loss(net: Autoencoder, x: Tensor, eta: float, penalty: float, generator: torch.Generator) -> Tensor:
     """What training minimises (see above), in units of the images' spread; a number."""
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=_has_bf16(x.device)):
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=has_bf16(x.device)):
         z = net.encode(x)
         noise = torch.randn(z.shape, generator=generator).to(z)
         error = (net.decode(z + eta * noise) - x) / net.config.std

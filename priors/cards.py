@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from invdiff.priors import registry
-from invdiff.priors.evaluation import Quality
+from invdiff.priors.evaluation import MEASURED, Quality
 from invdiff.priors.latent import LatentPrior
 from invdiff.priors.recipe import Recipe
 
@@ -90,11 +90,11 @@ def write(recipe: Recipe, quality: Quality, held_out: str, trained: str) -> str:
         first = "`psnr`: dB of one denoising by noise level, in 1/255"
     else:
         what, unit = "An autoencoder and a denoising U-Net of its latents", "the latents' spread"
-        first = "`reconstruction`: dB of an image encoded and decoded; the next three are of latents"
+        first = "`reconstruction`: dB of an image encoded and decoded; `rmse`, `spread` and `bias` are of latents"
     return (
         f"---\n{front}---\n\n# {recipe.name}\n\n{what} trained by `invdiff train` {trained}. Noise range: "
         f"{recipe.sigma_min:g} to {recipe.sigma_max:g}, in units of {unit}.\n\n"
-        f"The header has what was measured on the held-out images. {first}. "
+        f"The header has what was measured on held-out images, but for `distance` and `reconstruction` on at most {MEASURED} of them, evenly spread. {first}. "
         "`rmse`: error by noise level; the higher the level, the nearer it should come to `spread`, that of the mean. "
         "`bias`: mean error at noise 0.01, in units of the noise; 0 is right.\n"
         + (

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from invdiff.io import write_atomically
 from invdiff.priors.recipe import Recipe
+from invdiff.priors.weights_io import save_tensors
 
 
 class Checkpoint:
@@ -32,15 +32,12 @@ class Checkpoint:
         return [(name, p) for name, p in self.net.named_parameters() if p.requires_grad]
 
     def save(self, step: int, seconds: float) -> None:
-        from safetensors.torch import save_file
-
         tensors = {f"net.{k}": v for k, v in self.net.state_dict().items()}
         tensors |= {f"ema.{k}": v for k, v in self.ema.state_dict().items()}
         for name, p in self._learned():
             tensors |= {f"{k}.{name}": v for k, v in self.optimiser.state[p].items() if isinstance(v, Tensor)}
-        whole = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
         notes = {"step": str(step), "seconds": str(seconds), "recipe": self.recipe, "begun": self.begun}
-        write_atomically(self.path, lambda p: save_file(whole, p, notes))
+        save_tensors(tensors, self.path, notes)
 
     def load(self) -> tuple[int, float]:
         if not self.path.exists():

@@ -14,6 +14,7 @@ Images are kept as uint8 where the file has 8 bits and the values are used as th
 from __future__ import annotations
 
 import gzip
+import hashlib
 import math
 import re
 import struct
@@ -196,6 +197,8 @@ def load_data(recipe: Recipe, data: str | Path | None, held: str | Path | None) 
         return crops, list(islice(shown, recipe.holdout)), "drawn with other seeds"
     images = load_images(data, recipe, recipe.crop)
     if held is not None:
+        if Path(held).resolve() == Path(data).resolve():
+            raise ValueError(f"--held {held} is the folder that is trained on; give other images, or leave --held out")
         train, tests, how = list(images.values()), list(load_images(held, recipe, 1).values()), "a folder of their own"
     else:
         train, tests, how = split(images, recipe)
@@ -211,7 +214,7 @@ def load_data(recipe: Recipe, data: str | Path | None, held: str | Path | None) 
 
 
 class Crops:
-    """Random crops and noise for a step; a function of (recipe.seed, step) alone. ``encode`` makes latents of the crops."""
+    """Random crops and noise for a step; a function of (recipe.seed, step), and of ``encode``, which makes latents of the crops."""
 
     def __init__(self, images: Iterable[Tensor], recipe: Recipe) -> None:
         self.recipe, images = recipe, list(images)
@@ -219,6 +222,10 @@ class Crops:
         self.levels = [[_shrink(im, s) for im in images if min(im.shape[1:]) * s >= recipe.crop] for s in recipe.scales]
         self.levels = [level for level in self.levels if level]
         self.images = len(images)
+        seen = hashlib.sha256()
+        for im in images:
+            seen.update(im.contiguous().numpy())
+        self.digest = seen.hexdigest()[:8]
         if images and not self.levels:
             raise ValueError(f"scales {list(recipe.scales)} leave no image of {recipe.crop} pixels a side; take larger ones")
 

@@ -6,7 +6,7 @@ A *complex* image has two channels, its values lie around 0, and its estimates a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -49,9 +49,11 @@ def evaluate(
     prior: Denoiser | LatentPrior,
     images: Sequence[Tensor],
     generated: int = 0,
-    progress: Callable[[float], None] | None = None,
+    size: int | None = None,
 ) -> Quality:
     """Measure ``prior`` on held-out ``images`` (C, H, W), of which the :func:`measured` ones are denoised.
+
+    ``size`` is the side of the crops that were trained on; None where images were seen whole.
 
     With ``generated`` > 0 as many samples are drawn, and at most half of the images, which are then of one size: even-numbered
     images are one half of the real ones, odd-numbered ones the other.
@@ -64,15 +66,16 @@ def evaluate(
         denoiser, clean = prior, list(images)
         psnr = {level: denoising_psnr(prior, measured(images), level / 255) for level in PSNR_LEVELS}
     some = measured(clean)
+    whole = all(image.shape[1:] == images[0].shape[1:] and size in (None, image.shape[1]) for image in images)
     low, high = math.log(denoiser.sigma_min), math.log(denoiser.sigma_max)
     levels = torch.linspace(low, high, RMSE_LEVELS, dtype=torch.float64).exp().tolist()
     rmse = {float(f"{s:.2g}"): denoising_rmse(denoiser, some, s) for s in levels}
-    quality = Quality(psnr, rmse, spread(clean), denoising_bias(denoiser, some, LOW), reconstruction=reconstruction)
+    quality = Quality(psnr, rmse, spread(clean, whole), denoising_bias(denoiser, some, LOW), reconstruction=reconstruction)
     n = min(generated, len(images) // 2)
     if n == 0:
         return quality
     real, other = torch.stack(list(images[0 : 2 * n : 2])), torch.stack(list(images[1 : 2 * n : 2]))
-    drawn = sample(prior, (n, *real.shape[1:]), progress=progress)  # type: ignore[arg-type]
+    drawn = sample(prior, (n, *real.shape[1:]))  # type: ignore[arg-type]
     distance, distance_real = sliced_wasserstein(drawn, real), sliced_wasserstein(other, real)
     return replace(quality, distance=distance, distance_real=distance_real)
 
@@ -125,9 +128,9 @@ def denoising_bias(prior: Denoiser, images: Sequence[Tensor], sigma: float) -> f
     return math.sqrt(sum(m * m for m in means) / len(means))
 
 
-def spread(images: Sequence[Tensor]) -> float:
-    """Root-mean-square distance of a pixel from its mean: over images of one size, else from the mean of all pixels."""
-    if len(images) > 1 and len({im.shape for im in images}) == 1:
+def spread(images: Sequence[Tensor], whole: bool = True) -> float:
+    """Root-mean-square distance of a pixel from its mean: over ``whole`` images of one size; of parts, from the mean of all pixels."""
+    if whole and len(images) > 1:
         return float(torch.stack(list(images)).var(0).mean().sqrt())
     return float(torch.cat([im.flatten() for im in images]).std())
 

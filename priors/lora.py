@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from invdiff.priors.network import DenoisingUNet
-from invdiff.priors.weights_io import fill, read_tensors, write_tensors
+from invdiff.priors.weights_io import fill, read_header, read_tensors, write_tensors
 
 ALPHA = 8.0
 FORMAT = "invdiff-lora"
@@ -64,7 +64,7 @@ def save_adapter(net: DenoisingUNet, path: str | Path, base: str, sha256: str, r
 
 def base_of(path: str | Path) -> str | None:
     """Name or path of the prior that the adapter file ``path`` belongs to; None for a file of anything else."""
-    header, _ = read_tensors(path)
+    header = read_header(path)
     return header.get("base") if header.get("format") == FORMAT else None
 
 
@@ -85,6 +85,9 @@ def merge(net: DenoisingUNet, path: str | Path, sha256: str) -> DenoisingUNet:
             f"{path} was trained on the weights of {header['base']} with the SHA-256 {header['sha256'][:12]}..., these have "
             f"{sha256[:12]}...; load it with the weights it belongs to"
         )
+    foreign = [name for name in tensors if not _is_adapter(name)]
+    if foreign:
+        raise ValueError(f"{path}: {foreign[0]} is no adapter; get the file again")
     adapt(net, int(header["rank"]))
     fixed = {name: tensor for name, tensor in net.state_dict().items() if not _is_adapter(name)}
     fill(net, fixed | tensors, path)

@@ -148,6 +148,10 @@ class DenoisingUNet(Denoiser):
                 f"this prior takes images of shape (B, {channels}, H, W), got {tuple(x.shape)}; "
                 "add the batch axis or convert the channels first"
             )
+        if not x.is_floating_point():
+            raise TypeError(f"images are floats in [0, 1], got {x.dtype}; x.float() / 255 for 8-bit ones")
+        if isinstance(sigma, (int, float)) and not 0 <= sigma < math.inf:
+            raise ValueError(f"sigma is a noise level, 0 or more and finite, got {sigma}")
         gray = x.shape[1] != channels
         dtype = self.stem.weight.dtype  # whatever the image's
         image = (x.expand(-1, channels, -1, -1) if gray else x).to(dtype)
@@ -159,7 +163,7 @@ class DenoisingUNet(Denoiser):
         h, w = x.shape[-2:]
         pad = (0, -w % self.multiple, 0, -h % self.multiple)
         z = pad_image((image - self.mean) * c_in, pad)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=dtype == torch.float32 and _has_bf16(x.device)):
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=dtype == torch.float32 and has_bf16(x.device)):
             f = self.raw(z.contiguous(memory_format=torch.channels_last), log_sigma)
         f = f[..., :h, :w].to(dtype)
         out = self.mean + (self.std * c_in) ** 2 * (image - self.mean) + s4 * self.std * c_in * f
@@ -174,7 +178,7 @@ def pad_image(x: Tensor, pad: tuple[int, int, int, int]) -> Tensor:
     return F.pad(x, pad, mode="reflect" if reflect else "replicate")
 
 
-def _has_bf16(device: torch.device) -> bool:
+def has_bf16(device: torch.device) -> bool:
     """bf16 arithmetic pays off on GPUs that have it and on CPUs with AVX512-BF16 or AMX instructions."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)

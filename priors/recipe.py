@@ -106,7 +106,7 @@ class Recipe:
             raise ValueError(f"recipe {name}: {error}") from None
 
     def __post_init__(self) -> None:
-        if self.name in ("", ".", "..", "checkpoint") or Path(self.name).name != self.name:
+        if self.name in ("", ".", "..", "checkpoint", "autoencoder-checkpoint") or Path(self.name).name != self.name:
             raise ValueError(f"name is the name of a file without its folder, and not 'checkpoint', got {self.name!r}")
         if self.images not in KINDS:
             raise ValueError(f"images is one of {', '.join(KINDS)}, got {self.images!r}")

@@ -63,7 +63,7 @@ def load(
 
 
 def load_network(name_or_path: str | Path, adapter: str | Path | None = None) -> DenoisingUNet | LatentPrior:
-    """Networks of this project: of a prior that ships, or a ``.safetensors`` file written by ``invdiff train``."""
+    """Networks of this project: of a prior that ships, or of a file of weights or adapters written by ``invdiff train``."""
     path = weights_file(name_or_path)
     if adapter is not None:
         net = load_network(path)
@@ -73,6 +73,8 @@ def load_network(name_or_path: str | Path, adapter: str | Path | None = None) ->
     base = lora.base_of(path)
     if base is None:
         return load_weights(path)
+    if Path(base).resolve() == path.resolve():
+        raise ValueError(f"{path}: its header names the file itself as the prior it belongs to; get the file again")
     try:
         return load_network(base, path)
     except ValueError as error:

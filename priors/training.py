@@ -82,6 +82,8 @@ def train(
     falls along a cosine of whichever is nearer. ``report(step, fraction_done, loss)`` is called every 20 steps.
     Ctrl-C writes a checkpoint before it ends the run.
     """
+    if minutes is not None and not minutes > 0:
+        raise ValueError(f"minutes is above 0, or None for no limit, got {minutes}")
     folder = Path(out)
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     path = folder / f"{recipe.name}{'' if lora is None else '-lora'}.safetensors"
@@ -93,8 +95,8 @@ def train(
         raise ValueError(f"adapters (--lora) are of priors of images; {start} is one of latents")
     if begin is not None and _shapes(begin) != (recipe.network(), recipe.code()):
         raise ValueError(
-            f"start: {start} is a network of {_shapes(begin)}, the recipe {recipe.name} asks for "
-            f"{(recipe.network(), recipe.code())}"
+            f"start: {start} is a network of {', '.join(str(shape) for shape in _shapes(begin) if shape)}, the recipe {recipe.name} asks for "
+            f"{', '.join(str(shape) for shape in (recipe.network(), recipe.code()) if shape)}"
         )
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -102,7 +104,7 @@ def train(
     net = DenoisingUNet(recipe.network()).to(target, memory_format=torch.channels_last)
     if begin is not None:
         net.load_state_dict((begin.denoiser if isinstance(begin, LatentPrior) else begin).state_dict())
-    begun = f"--start {start}, --held {held} and held-out images {_digest(tests)}"
+    begun = f"--start {start}, images {crops.digest}, --held {held} and held-out images {_digest(tests)}"
     base = ""
     if start is not None and lora is not None:
         adapt(net, lora)
@@ -142,14 +144,14 @@ def train(
         save_weights(prior, path)
     source = f"{crops.images} images" if crops.images else "images drawn for it"
     trained = f"in {step} steps ({seconds / 60:.0f} minutes){after} on {source}"
-    print(f"measuring on {len(tests)} held-out images", file=sys.stderr)
+    print(f"measuring on {len(measured(tests))} of {len(tests)} held-out images", file=sys.stderr)
     if begin is not None:
         way = "" if lora is None else f"as adapters of rank {lora} (LoRA), "
         trained += f", {way}from the weights of {start}"
     if isinstance(begin, DenoisingUNet):
         before = denoising_psnr(begin.to(target), measured(tests), 25 / 255)
         trained += f", whose PSNR at 25 was {before:.2f} dB on the same held-out images"
-    text = cards.write(recipe, evaluate(prior, tests, recipe.generated), f"{len(tests)} images, {how}", trained)
+    text = cards.write(recipe, evaluate(prior, tests, recipe.generated, recipe.crop), f"{len(tests)} images, {how}", trained)
     write_atomically(path.with_suffix(".md"), lambda p: p.write_text(text, encoding="utf-8"))
     return path
 
@@ -296,6 +298,8 @@ def _fit(
                 f"stopped at step {step}; {state.path} is saved, the same command goes on from there", file=sys.stderr
             )
         raise
+    if step == 0:
+        raise ValueError("no time was left for a single step; give more minutes")
     state.save(step, time.monotonic() - origin)
     look(ema)
     return ema, step, time.monotonic() - origin

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,24 +33,49 @@ def save_weights(prior: DenoisingUNet | LatentPrior, path: str | Path) -> None:
 
 def write_tensors(tensors: dict[str, Tensor], path: str | Path, header: dict[str, str]) -> None:
     """Write tensors as fp16 safetensors, atomically."""
-    from safetensors.torch import save_file
-
-    halves = {k: v.detach().half().cpu().contiguous() for k, v in tensors.items()}
-    write_atomically(Path(path), lambda p: save_file(halves, p, header))
+    save_tensors({k: v.half() for k, v in tensors.items()}, path, header)
 
 
-def read_tensors(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Header and tensors, as float32, of a safetensors file; ``ValueError`` if it is damaged or missing."""
+def save_tensors(tensors: dict[str, Tensor], path: str | Path, header: dict[str, str]) -> None:
+    """Write safetensors, atomically; equal tensors and headers make equal files, so that a checksum names them.
+
+    The library writes the entries of the header in an order of its own, another each time; here they are sorted. A file is eight bytes
+    with the length of its JSON, the JSON, and the numbers, whose places are counted from there.
+    """
+    from safetensors.torch import save
+
+    data = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, header)
+    begin = 8 + int.from_bytes(data[:8], "little")
+    layout = json.loads(data[8:begin])
+    text = json.dumps({**layout, "__metadata__": dict(sorted(header.items()))}, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    write_atomically(Path(path), lambda p: p.write_bytes(len(text).to_bytes(8, "little") + text + data[begin:]))
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, "pt") as f:
-            header = f.metadata() or {}
-            tensors = {k: f.get_tensor(k).float() for k in f.keys()}  # noqa: SIM118 (f is not a dict)
+            yield f
     except (SafetensorError, OSError) as error:
         raise ValueError(
             f"{path} is not a readable safetensors file ({error}); it may be truncated, get it again"
         ) from error
+
+
+def read_header(path: str | Path) -> dict[str, str]:
+    """Header of a safetensors file; ``ValueError`` if it is damaged or missing."""
+    with _opened(path) as f:
+        return f.metadata() or {}
+
+
+def read_tensors(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Header and tensors, as float32, of a safetensors file; ``ValueError`` if it is damaged or missing."""
+    with _opened(path) as f:
+        header = f.metadata() or {}
+        tensors = {k: f.get_tensor(k).float() for k in f.keys()}  # noqa: SIM118 (f is not a dict)
     broken = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
     if broken:
         raise ValueError(f"{path}: {broken[0]} holds values that are not finite; get the file again")

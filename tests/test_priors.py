@@ -46,9 +46,9 @@ def tiny(seed: int, channels: int = 3) -> DenoisingUNet:
 @pytest.fixture(params=["bf16", "float32"])
 def precision(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Run in bf16 where this machine does so by itself, and in float32; the tolerance in units of the image."""
-    if request.param == "bf16" and network._has_bf16(torch.device("cpu")):
+    if request.param == "bf16" and network.has_bf16(torch.device("cpu")):
         return {"rtol": 0.0, "atol": 1e-2}
-    monkeypatch.setattr(network, "_has_bf16", lambda device: False)
+    monkeypatch.setattr(network, "has_bf16", lambda device: False)
     return {"rtol": 0.0, "atol": 2e-6}
 
 
@@ -222,6 +222,10 @@ def test_every_prior_that_ships_loads_and_has_a_card() -> None:
             x = x0 + 0.2 * randn(*x0.shape)
             assert float((prior(x, 0.2) - x0).square().mean().sqrt()) < 0.1  # half of the noise at most is left
             assert known["psnr"][25] > 20
+        errors = list(known["rmse"].values())
+        assert errors == sorted(errors) and known["bias"] < 0.1  # less noise, less error; no bias where there is little
+        assert 0.85 < errors[-1] / known["spread"] < 1.15, name  # the mean of all images, where there is nothing but noise
+        assert known.get("distance", 0) <= 2.5 * known.get("distance_real", 0)
         assert "Data and terms" in priors.card(name)
         assert known["about"] and known["size"] and known["held_out"]
         assert known["terms"] != cards.NOT_STATED
@@ -290,4 +294,24 @@ def test_import_adds_little_to_that_of_deepinv() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     added = {name for name in run.stdout.split() if not name.startswith("_")}
-    assert added <= {"invdiff", "yaml", "PIL"}
+    assert added <= {"invdiff", "yaml", "PIL", "numpy"}  # of numpy, parts that it loads when first asked
+
+
+def test_equal_weights_make_equal_files(tmp_path: Path) -> None:
+    """A checksum names them, whenever and however often they are written."""
+    net = DenoisingUNet(widths=(8, 8), blocks=1)
+    files = set()
+    for i in range(12):
+        save_weights(net, tmp_path / f"{i}.safetensors")
+        files.add((tmp_path / f"{i}.safetensors").read_bytes())
+    assert len(files) == 1
+    assert all(torch.equal(a.half(), b.half()) for a, b in zip(net.parameters(), priors.load(tmp_path / "0.safetensors").parameters()))
+
+
+@pytest.mark.parametrize("sigma", [-0.1, float("nan"), float("inf")])
+def test_images_are_floats_and_noise_levels_are_levels(sigma: float) -> None:
+    net = DenoisingUNet(widths=(8, 8), blocks=1)
+    with pytest.raises(ValueError, match="0 or more and finite"):
+        net(torch.zeros(1, 3, 8, 8), sigma)
+    with pytest.raises(TypeError, match=r"images are floats in \[0, 1\], got torch.uint8; x.float\(\) / 255"):
+        net(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), 0.1)

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from invdiff import Result, operators, priors, solve, solvers
 from invdiff.cli import app
+from invdiff.priors.cards import header
 from invdiff.priors.weights_io import save_weights
 from invdiff.solving import DEFAULT_SAMPLES
 
@@ -28,6 +29,15 @@ COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) 
 
 def tiny() -> priors.DenoisingUNet:
     return priors.DenoisingUNet(widths=(8, 8), blocks=1).requires_grad_(False)
+
+
+def test_the_table_of_priors_says_what_ships_and_what_the_cards_say() -> None:
+    rows = dict(re.findall(r"^\| \[`([\w-]+)`\]\(priors/weights/[\w-]+\.md\) \|.*\| ([^|]*) \|$", README, re.MULTILINE))
+    assert sorted(rows) == sorted(priors.names())
+    for name, said in rows.items():
+        known = header(name)
+        wanted = known["psnr"][25] if "psnr" in known else known["reconstruction"]
+        assert float(re.findall(r"[\d.]+", said)[0]) == pytest.approx(wanted, abs=0.005), name
 
 
 def test_the_python_runs_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -226,3 +226,16 @@ def test_scales_that_leave_no_image(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="leave no image of 16 pixels"):
         train(replace(TINY, scales=(0.1,)), photos, tmp_path / "run", device="cpu")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_does_not_go_on_with_other_images(photos: Path, tmp_path: Path) -> None:
+    out, other = tmp_path / "out", tmp_path / "other"
+    train(TINY, photos, out)
+    other.mkdir()
+    for i, path in enumerate(sorted(photos.iterdir())):
+        with Image.open(path) as im:
+            im.transpose(Image.Transpose.FLIP_LEFT_RIGHT if i == 1 else Image.Transpose.ROTATE_180).save(other / path.name)
+    with pytest.raises(ValueError, match="was begun with"):
+        train(TINY, other, out)
+    with pytest.raises(ValueError, match="is the folder that is trained on"):
+        train(TINY, photos, out, held=photos)
