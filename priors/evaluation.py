@@ -66,7 +66,7 @@ def evaluate(
         denoiser, clean = prior, list(images)
         psnr = {level: denoising_psnr(prior, measured(images), level / 255) for level in PSNR_LEVELS}
     some = measured(clean)
-    whole = all(image.shape[1:] == images[0].shape[1:] and size in (None, image.shape[1]) for image in images)
+    whole = size is None or all(max(image.shape[1:]) <= size for image in images)
     low, high = math.log(denoiser.sigma_min), math.log(denoiser.sigma_max)
     levels = torch.linspace(low, high, RMSE_LEVELS, dtype=torch.float64).exp().tolist()
     rmse = {float(f"{s:.2g}"): denoising_rmse(denoiser, some, s) for s in levels}
@@ -129,8 +129,8 @@ def denoising_bias(prior: Denoiser, images: Sequence[Tensor], sigma: float) -> f
 
 
 def spread(images: Sequence[Tensor], whole: bool = True) -> float:
-    """Root-mean-square distance of a pixel from its mean: over ``whole`` images of one size; of parts, from the mean of all pixels."""
-    if whole and len(images) > 1:
+    """Root-mean-square distance of a pixel from its mean: over ``whole`` images of one size; else from the mean of all pixels."""
+    if whole and len(images) > 1 and len({im.shape for im in images}) == 1:
         return float(torch.stack(list(images)).var(0).mean().sqrt())
     return float(torch.cat([im.flatten() for im in images]).std())
 

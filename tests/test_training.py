@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -209,8 +210,8 @@ def test_complex_images_are_trained_on_and_drawn(photos: Path, tmp_path: Path) -
 
 def test_a_run_goes_on_only_as_it_was_begun(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    train(TINY, photos, out, held=photos, device="cpu")
-    with pytest.raises(ValueError, match="begun with --start None, --held"):
+    train(TINY, photos, out, held=shutil.copytree(photos, tmp_path / "held"), device="cpu")
+    with pytest.raises(ValueError, match="begun with --start None, images [0-9a-f]{8}, --held"):
         train(replace(TINY, steps=5), photos, out, device="cpu")
 
 
