@@ -239,7 +239,7 @@ def train(
     start: Annotated[str | None, typer.Option(help="Begin with the weights of this prior (fine-tuning): a name or a .safetensors file.")] = None,
     lora: Annotated[int | None, typer.Option(help="Leave the weights of --start alone and train adapters of this rank, e.g. 8: a file under 1 MB.")] = None,
     held: Annotated[Path | None, typer.Option(help="Folder of held-out images to measure on. [default: some of DATA, not trained on]", show_default=False)] = None,
-    minutes: Annotated[float | None, typer.Option(help="Stop after this time.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Stop training after this time, that of earlier runs in the folder included; measuring comes on top.")] = None,
     steps: Annotated[int | None, typer.Option(help="Override the recipe's number of steps.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
 ) -> None:  # fmt: skip

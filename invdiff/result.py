@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from invdiff.solvers import Strategy
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """Posterior samples and what was done to get them.
 
@@ -45,6 +45,14 @@ class Result:
     ess: Tensor | None = None
     parents: Tensor | None = None
     backward: int = 0
+
+    def __repr__(self) -> str:
+        """What was done, in a line, not the numbers."""
+        residual = ", ".join(f"{value:.3g}" for value in self.residual.tolist())
+        return (
+            f"Result(samples of shape {tuple(self.samples.shape)}, residual [{residual}], nfe={self.nfe}, backward={self.backward}, "
+            f"seconds={self.seconds:.1f}, solver={self.solver}, seed={self.seed}, reason={self.reason!r})"
+        )
 
     @property
     def mean(self) -> Tensor:

@@ -105,8 +105,9 @@ def solve(
     seen, decode = A, None  # the operator that the strategy sees, and what makes images of its samples
     if latent is not None:
         decode = partial(latent.decode, size=(shape[-2], shape[-1]))
-        shape = latent.latent_shape(shape)
+        image, shape = shape, latent.latent_shape(shape)
         seen = Decoded(A, decode, shape)
+        _check_decoder(decode, shape, image, y)
     if solver == "auto":
         strategy, count, reason = choose(seen, law, samples)
     else:
@@ -177,6 +178,17 @@ def solve(
         residual = _residual(y, A, law, problem([(0, b) for b in range(len(y))], lambda: None, joint=False), mean)
     seconds = time.perf_counter() - begin
     return Result(drawn, residual, nfe, seconds, strategy, seed, reason, backward=backward, **ensemble)
+
+
+def _check_decoder(decode: Callable[[Tensor], Tensor], latents: tuple[int, ...], image: tuple[int, ...], y: Tensor) -> None:
+    """Refuse a latent prior of other images than the operator's, which shapes that broadcast would hide."""
+    with torch.no_grad():
+        found = tuple(decode(torch.zeros(1, *latents, dtype=y.dtype, device=y.device)).shape[1:])
+    if found != image:
+        raise ValueError(
+            f"this latent prior decodes latents of shape {latents} to images of shape {found}, the operator takes {image}; give images "
+            "of its channels, or LatentPrior the factor of its decoder"
+        )
 
 
 def _image_shape(y: Tensor, A: Physics) -> tuple[int, ...]:

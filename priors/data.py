@@ -224,7 +224,7 @@ class Crops:
         self.images = len(images)
         seen = hashlib.sha256()
         for im in images:
-            seen.update(im.contiguous().numpy())
+            seen.update(im.numpy().tobytes())
         self.digest = seen.hexdigest()[:8]
         if images and not self.levels:
             raise ValueError(f"scales {list(recipe.scales)} leave no image of {recipe.crop} pixels a side; take larger ones")

@@ -151,7 +151,11 @@ def train(
     if isinstance(begin, DenoisingUNet):
         before = denoising_psnr(begin.to(target), measured(tests), 25 / 255)
         trained += f", whose PSNR at 25 was {before:.2f} dB on the same held-out images"
-    text = cards.write(recipe, evaluate(prior, tests, recipe.generated, recipe.crop), f"{len(tests)} images, {how}", trained)
+    quality = evaluate(prior, tests, recipe.generated, recipe.crop)
+    if begin is not None and quality.psnr is not None:
+        trained += f", and is {quality.psnr[25]:.2f} dB now"
+    print(f"{path}: {trained}", file=sys.stderr)
+    text = cards.write(recipe, quality, f"{len(tests)} images, {how}", trained)
     write_atomically(path.with_suffix(".md"), lambda p: p.write_text(text, encoding="utf-8"))
     return path
 
@@ -256,6 +260,8 @@ def _fit(
     optimiser = torch.optim.AdamW(learned, lr=stage.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
     state = Checkpoint(stage.path, stage.recipe, stage.begun, net, ema, optimiser)
     step, spent = state.load()
+    if step:
+        print(f"{stage.path}: going on from step {step}", file=sys.stderr)
     if final:
         return ema, step, spent
     origin = time.monotonic() - spent

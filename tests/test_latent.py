@@ -186,3 +186,20 @@ def test_conditions_reach_the_latent_denoiser() -> None:
         condition=[0, 1],
     ).samples
     assert float((plain - told)[:, 1].abs().max()) > 0.05
+
+
+def test_a_prior_of_other_images_is_refused_before_any_evaluation() -> None:
+    """Shapes that broadcast would hide it: a colour picture would come back gray."""
+
+    def never(z: Tensor, sigma: float) -> Tensor:
+        raise AssertionError("the denoiser was called")
+
+    def pool(x: Tensor) -> Tensor:
+        return torch.nn.functional.avg_pool2d(x, 2)
+
+    def gray(z: Tensor) -> Tensor:
+        return torch.nn.functional.interpolate(z[:, :1], scale_factor=2)
+
+    latent = LatentPrior(never, pool, gray, channels=1, factor=2)
+    with pytest.raises(ValueError, match=r"images of shape \(1, 8, 8\), the operator takes \(3, 8, 8\)"):
+        solve(torch.zeros(1, 3, 8, 8), lambda x: x, latent, "dps", noise=0.1)
