@@ -155,8 +155,6 @@ def test_what_cannot_be_drawn_from_is_named() -> None:
         priors.sample(Classes(), shape, condition=[0, 1, 2])
     with pytest.raises(TypeError, match=r"called as prior\(x, sigma\)"):
         priors.sample("natural", shape)
-    with pytest.raises(TypeError, match=r"call its .denoiser on latents"):
-        priors.sample(priors.LatentPrior(Classes(), lambda x: x, lambda z: z), shape)
 
 
 # Guidance

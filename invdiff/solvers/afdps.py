@@ -40,10 +40,7 @@ class AFDPS(Particles):
     tempering: float | None = None
 
     def check(self, p: Problem) -> None:
-        if not p.linear:
-            self._refuse("a linear operator with a proximal step", "use FK for this one")
-        if not p.gaussian:
-            self._refuse(f"Gaussian noise, not {p.noise}", "use FK, or give noise=<standard deviation>")
+        self._need_linear_gaussian(p, "FK")
 
     def start(self, p: Problem, s: float) -> Tensor:
         y, state, noise = self._twist(p, s)

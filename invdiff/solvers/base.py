@@ -46,6 +46,13 @@ class Strategy:
         """Draw one image a row."""
         raise NotImplementedError
 
+    def _need_linear_gaussian(self, p: Problem, other: str) -> None:
+        """Refuse other problems; ``other`` is the strategy to take for them."""
+        if not p.linear:
+            self._refuse("a linear operator", f"use {other} for this one")
+        if not p.gaussian:
+            self._refuse(f"Gaussian noise, not {p.noise}", f"use {other}, or give noise=<standard deviation>")
+
     def _need_gradient(self, p: Problem) -> None:
         """Refuse an operator that autograd cannot follow: the gradient of the likelihood would fail, or be zero."""
         mean = torch.as_tensor(p.prior.mean, dtype=p.y.dtype, device=p.y.device)

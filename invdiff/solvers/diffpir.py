@@ -43,10 +43,7 @@ class DiffPIR(Guided):
             raise ValueError("DiffPIR: weight must be positive, got 0; a small one trusts the measurement more")
 
     def check(self, p: Problem) -> None:
-        if not p.linear:
-            self._refuse("a linear operator with a proximal step", "use DPS for this one")
-        if not p.gaussian:
-            self._refuse(f"Gaussian noise, not {p.noise}", "use DPS, or give noise=<standard deviation>")
+        self._need_linear_gaussian(p, "DPS")
 
     def estimate(self, p: Problem, x: Tensor, s: float) -> Estimate:
         x0 = p.denoise(x, s)

@@ -57,10 +57,7 @@ class MMPS(Guided):
             raise ValueError(f"MMPS: krylov is 'gmres' or 'cg', got {self.krylov!r}")
 
     def check(self, p: Problem) -> None:
-        if not p.linear:
-            self._refuse("a linear operator", "use DPS for this one")
-        if not p.gaussian:
-            self._refuse(f"Gaussian noise, not {p.noise}", "use DPS, or give noise=<standard deviation>")
+        self._need_linear_gaussian(p, "DPS")
 
     def levels(self, p: Problem) -> tuple[float, float]:
         high = min(60 * p.prior.std, p.prior.sigma_max)

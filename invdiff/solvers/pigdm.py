@@ -34,10 +34,7 @@ class PiGDM(Guided):
     spread: float | None = None
 
     def check(self, p: Problem) -> None:
-        if not p.linear:
-            self._refuse("a linear operator", "use DPS for this one")
-        if not p.gaussian:
-            self._refuse(f"Gaussian noise, not {p.noise}", "use DPS, or give noise=<standard deviation>")
+        self._need_linear_gaussian(p, "DPS")
 
     def estimate(self, p: Problem, x: Tensor, s: float) -> Estimate:
         v = (p.prior.std if self.spread is None else self.spread) ** 2

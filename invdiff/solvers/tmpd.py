@@ -34,10 +34,7 @@ class TMPD(Guided):
     steps: int = 100
 
     def check(self, p: Problem) -> None:
-        if not p.linear:
-            self._refuse("a linear operator", "use DPS for this one")
-        if not p.gaussian:
-            self._refuse(f"Gaussian noise, not {p.noise}", "use DPS, or give noise=<standard deviation>")
+        self._need_linear_gaussian(p, "DPS")
 
     def estimate(self, p: Problem, x: Tensor, s: float) -> Estimate:
         x0, vjp = p.linearize(x, s, products=2)
