@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -302,7 +303,10 @@ class PredictorCorrector(Sampler):
         return x
 
 
-QUADRATURE = np.polynomial.legendre.leggauss(16)
+@cache
+def _quadrature() -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights on [-1, 1]; when first asked for, since NumPy's polynomials take time to import."""
+    return np.polynomial.legendre.leggauss(16)
 
 
 def _integrals(nodes: list[float], s: float, t: float, power: int) -> np.ndarray:
@@ -310,7 +314,7 @@ def _integrals(nodes: list[float], s: float, t: float, power: int) -> np.ndarray
 
     Gauss-Legendre quadrature in log sigma: exact to rounding for steps of the usual size.
     """
-    z, w = QUADRATURE
+    z, w = _quadrature()
     h, logs = math.log(t / s), np.log(nodes)
     at = math.log(s) + (1 + z) * h / 2
     out = []

@@ -141,6 +141,8 @@ def test_a_slow_prior_is_timed_as_slow() -> None:
             return x
 
     threads, slow = torch.get_num_threads(), Slow(channels=1, widths=(8,), blocks=1)
-    taken = script("speed").seconds(slow, 8, 1, 0.05)
-    torch.set_num_threads(threads)
+    try:
+        taken = script("speed").seconds(slow, 8, 1, 0.05)
+    finally:
+        torch.set_num_threads(threads)
     assert taken >= 0.02 and 1 < slow.calls <= 3
