@@ -22,12 +22,10 @@ import yaml
 from typer.testing import CliRunner
 
 from invdiff import bench
-from invdiff.bench import components, contestants, foreign, performing, records, running, tasks, workers
+from invdiff.bench import components, contestants, performing, records, running, tasks, workers
 from invdiff.bench import images as sources
 from invdiff.bench import suite as suites
-from invdiff.bench.case import Case
 from invdiff.cli import app
-from invdiff.operators import Denoising, Inpainting, Tomography, random_mask
 from invdiff.priors import DenoisingUNet
 from invdiff.priors.weights_io import save_weights
 
@@ -230,14 +228,6 @@ def test_a_part_of_a_suite_can_be_run() -> None:
         run(only={"method": ["dps"]})
 
 
-def test_the_residual_of_the_truth_is_the_noise(prior: DenoisingUNet) -> None:
-    truth = sources.photograph("astronaut", 64)
-    A = Inpainting(random_mask((64, 64), 0.3), noise=0.05)
-    residual = performing.residual(truth, case(None, A, truth))
-    assert residual is not None and residual.numel() == 3 * round(0.3 * 64**2)
-    assert residual.square().mean() == pytest.approx(1, abs=0.1)
-
-
 # Killed, corrupted, run twice
 
 
@@ -415,75 +405,6 @@ def test_threads_share_a_prior_and_count_their_own_evaluations() -> None:
     with ThreadPoolExecutor(3) as executor:
         bench.run("tiny.yaml", "out", executor=executor, only={"method": ["dps-3", "tv"]})
     assert {r["cost"]["nfe"] for r in bench.load("out")[0] if r["spec"]["method"] == "dps-3"} == {3.0}
-
-
-# Contestants
-
-
-@pytest.fixture(scope="module")
-def prior() -> DenoisingUNet:
-    torch.manual_seed(0)
-    return DenoisingUNet(widths=(8, 8), blocks=1).eval().requires_grad_(False)
-
-
-def case(prior: Any, A: Any, truth: torch.Tensor, samples: int = 2, seed: int = 0) -> Case:
-    return Case(A.measure(truth, seed=0), A, A.noise_model, prior, truth, samples, seed)
-
-
-SETTINGS: dict[str, dict[str, Any]] = {
-    "deepinv_dps": {"num_steps": 4},
-    "deepinv_diffpir": {"max_iter": 4},
-    "deepinv_posterior": {"num_steps": 12, "sigma_max": 2.0},
-}
-
-
-@pytest.mark.parametrize("name", foreign.METHODS)
-def test_samplers_of_other_libraries_depend_on_the_seed_alone(name: str, prior: DenoisingUNet) -> None:
-    truth = sources.photograph("astronaut", 16)
-    A = Inpainting(random_mask((16, 16), 0.5), noise=0.05)
-    treat = contestants.contestant({name: SETTINGS.get(name, {"steps": 4})})
-    state = torch.get_rng_state()
-    one = treat(case(prior, A, truth))
-    assert torch.equal(state, torch.get_rng_state())
-    torch.manual_seed(5)
-    again = treat(case(prior, A, truth, samples=3))
-    assert one.samples is not None and again.samples is not None and one.samples.shape == (2, *truth.shape)
-    torch.testing.assert_close(one.samples, again.samples[:2])
-    assert not torch.allclose(one.samples[0], one.samples[1])
-    assert not torch.allclose(one.samples[0], treat(case(prior, A, truth, seed=1)).x)
-    assert torch.isfinite(one.x).all()
-
-
-@pytest.mark.parametrize("name", ["total_variation", "wavelets", "bm3d"])
-def test_classical_denoisers_denoise(name: str) -> None:
-    pytest.importorskip({"wavelets": "pywt", "bm3d": "bm3d"}.get(name, "torch"))
-    truth = sources.photograph("astronaut", 32)
-    noisy = case(None, Denoising(noise=0.1), truth)
-    x = contestants.contestant({name: {}})(noisy).x
-    assert (x - truth).square().mean() < 0.75 * (noisy.y - truth).square().mean()
-
-
-def test_total_variation_treats_complex_images() -> None:
-    truth = sources.complex_phantom(32, seed=1)
-    assert truth.min() < -0.1
-    noisy = case(None, Denoising(noise=0.05), truth)
-    x = contestants.contestant({"total_variation": {"weights": [0.05], "iterations": 40}})(noisy).x
-    assert (x - truth).square().mean() < 0.6 * (noisy.y - truth).square().mean()
-
-
-def test_back_projection_reconstructs() -> None:
-    truth = sources.phantom(64, seed=0)
-    scan = case(None, Tomography(64, 90, noise=0.0), truth)
-    x = contestants.contestant({"fbp": {"window": "ramp"}})(scan).x
-    assert (x - truth).square().mean() < 0.1 * truth.square().mean()
-
-
-def test_birdcage_maps_are_normalised_and_smooth() -> None:
-    maps = tasks.birdcage_maps((2, 24, 32), coils=6)
-    assert maps.shape == (6, 24, 32) and maps.is_complex()
-    torch.testing.assert_close(maps.abs().square().sum(0), torch.ones(24, 32))
-    assert (maps[:, 1:] - maps[:, :-1]).abs().max() < 0.3
-    assert maps[0].abs()[:, -1].mean() > 2 * maps[0].abs()[:, 0].mean()  # the first coil is on the right
 
 
 # Suites in files

@@ -72,10 +72,11 @@ def wavelets(case: Case, method: str = "BayesShrink") -> Outcome:
 def bm3d(case: Case) -> Outcome:
     """Block matching and 3-D filtering, of what is only noisy. Needs the package bm3d (its own terms: not for commercial use)."""
     from bm3d import bm3d as filtered
+    from bm3d import bm3d_rgb  # matches blocks by luminance: CBM3D
 
     _only_noisy(case, "bm3d")
     image = case.y[0].permute(1, 2, 0).cpu().numpy()
-    x = torch.from_numpy(filtered(image, _level(case))).view(*image.shape)
+    x = torch.from_numpy((bm3d_rgb if image.shape[-1] == 3 else filtered)(image, _level(case))).view(*image.shape)
     return Outcome(x.permute(2, 0, 1)[None].to(case.y))
 
 
@@ -109,6 +110,15 @@ def _only_noisy(case: Case, name: str) -> None:
         raise TypeError(f"{name} only removes noise; this task does more than add it")
 
 
+# The prior alone
+
+
+def denoiser(case: Case) -> Outcome:
+    """One evaluation of the prior at the noise level, ``E[x0 | y]``: how well it denoises what is only noisy."""
+    _only_noisy(case, "one evaluation of the prior")
+    return Outcome(case.prior(case.y, _level(case)))
+
+
 # All of them
 
 
@@ -120,7 +130,7 @@ _OURS = {
     if isinstance(kind, type) and is_dataclass(kind)
 }  # strategies, and what their settings are made of
 _NAMES: dict[type, str] = {kind: name for name, kind in _OURS.items()}
-CONTESTANTS: Room = {**solvers.STRATEGIES, **_OURS, **CLASSICAL, **foreign.METHODS}
+CONTESTANTS: Room = {**solvers.STRATEGIES, **_OURS, **CLASSICAL, **foreign.METHODS, "denoiser": denoiser}
 
 
 def complete(component: Component) -> Component:
