@@ -29,7 +29,7 @@ class Result:
     ``seconds`` the time of the whole call. Of volumes all shapes have one more axis, D before H and W.
 
     Of particle strategies ``samples`` are the particles: in no pairs, and not equally likely. ``log_weights`` (K, B) says how
-    likely (their exponentials add up to 1), ``ess`` (B,) how many equally weighted ones they are worth; mean, std, quantile and
+    likely (their exponentials add up to 1), ``ess`` (B,) how many equally weighted ones they are worth, ``ancestors`` from how many they descend; mean, std, quantile and
     residual go by it, and ``equal()`` gives samples of equal weight. ``parents`` (steps, K, B) is the genealogy: which particle of the
     level before each came from.
     """
@@ -76,6 +76,19 @@ class Result:
         pairs = self.samples[: len(self.samples) // 2 * 2].unflatten(0, (-1, 2))
         within = ((pairs[:, 0] - pairs[:, 1]) / 2).square().mean(0)
         return (within + pairs.mean(1).var(0)).sqrt() if len(pairs) > 1 else within.sqrt()
+
+    @property
+    def ancestors(self) -> Tensor | None:
+        """Of particles: from how many different ones of the first level those at the end descend, shape (B,); None without a genealogy.
+
+        Few of them mean that the ensemble has collapsed somewhere on the way, though ``ess``, which looks at the last level, may be high.
+        """
+        if self.parents is None:
+            return None
+        line = torch.arange(self.parents.shape[1], device=self.parents.device).view(-1, 1).expand(self.parents.shape[1:])
+        for chosen in self.parents.flip(0):
+            line = chosen.gather(0, line)
+        return torch.tensor([len(column.unique()) for column in line.unbind(1)])
 
     @property
     def x(self) -> Tensor:

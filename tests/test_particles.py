@@ -208,6 +208,11 @@ def test_weights_and_genealogy_are_reported(name: str) -> None:
         assert result.parents.shape == (8, 20, 2)
         kept = bool((result.parents == torch.arange(20).view(1, 20, 1)).all())
         assert kept == (threshold == 0)
+        first = torch.arange(20).view(20, 1).repeat(1, 2)  # followed from the first level on, the other way round
+        for chosen in result.parents:
+            first = first.gather(0, chosen)
+        assert result.ancestors is not None and result.ancestors.tolist() == [len(set(c.tolist())) for c in first.T]
+        assert (result.ancestors == 20).all() == kept
     assert len(solve(y, A, prior, name, steps=1).samples) == solvers.get(name).particles
 
 

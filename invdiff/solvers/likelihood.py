@@ -58,18 +58,18 @@ def lowest(p: Problem) -> float:
     return float(p.prior.sigma_min) / 4
 
 
-def operator_norm(p: Problem) -> float:
-    """Largest singular value of ``A``; where it is not linear, of its derivative at an image of white noise
-    of the prior's mean and spread. Of all rows the largest."""
+def operator_norm(p: Problem) -> Tensor:
+    """Largest singular value of ``A``, shape (rows, 1, 1, 1), or (1, 1, 1, 1) where all rows share one; where ``A`` is not linear,
+    of its derivative at an image of white noise of the prior's mean and spread."""
     if "norm" not in p.cache:
         mean = torch.as_tensor(p.prior.mean, dtype=p.y.dtype, device=p.y.device)
         x = mean.expand(len(p.y), *p.randn.shape).contiguous()
         if p.spectral:
             p.A.A(x)  # a blur learns its singular values from the size of an image
-            p.cache["norm"] = p.A.mask.abs().max()
+            p.cache["norm"] = p.A.mask.abs().flatten(1).amax(1).view(-1, *[1] * (x.ndim - 1))
         else:
             p.cache["norm"] = _power_iteration(p, x)
-    return float(p.cache["norm"])
+    return p.cache["norm"]
 
 
 def _power_iteration(p: Problem, x: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ def _power_iteration(p: Problem, x: Tensor) -> Tensor:
         v = v / length.clamp(min=torch.finfo(x.dtype).tiny)
         v = p.A.A_vjp(x, (p.A.A(x + h * v) - z) / h)
         length = per_row(v.square(), v.ndim).sqrt()
-    return length.max().sqrt()
+    return length.sqrt()
 
 
 def gaussian_draw(p: Problem, x: Tensor, r: float) -> Tensor:
@@ -106,7 +106,7 @@ def gaussian_draw(p: Problem, x: Tensor, r: float) -> Tensor:
         left = (noise - (r * a) ** 2).clamp(min=0)
         c = c + left.sqrt() * p.A.U_adjoint(e)
         return u + p.A.V(r**2 * a / (left + (r * a) ** 2) * c)
-    if r * operator_norm(p) > 0.71 * float(p.sigma_y.min()):
+    if r * float(operator_norm(p).max()) > 0.71 * float(p.sigma_y.min()):
         return p.A.prox_l2(u, p.y + sigma * e, (r**2 / p.sigma_y**2).expand(len(x), *p.sigma_y.shape[1:]))
     root = torch.zeros_like(e)
     for coefficient in _ROOT:

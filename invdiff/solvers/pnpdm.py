@@ -45,7 +45,7 @@ class PnPDM(Reverse):
         """The last level is repeated for a tenth of the steps, where the chain no longer follows a moving law."""
         high = min(2 * p.prior.std, p.prior.sigma_max) if self.sigma_max is None else self.sigma_max
         share = 0.7 if p.linear and p.gaussian else 0.3
-        low = share * float(p.sigma_y.min()) / operator_norm(p) if self.sigma_min is None else self.sigma_min
+        low = share * float(p.sigma_y.min()) / float(operator_norm(p).max()) if self.sigma_min is None else self.sigma_min
         low, hold = min(max(low, lowest(p)), high), self.steps // 10
         return [*ladder(self.steps - hold, high, low)[:-1], *[low] * hold, 0.0]
 
