@@ -107,6 +107,7 @@ def restore(
     scale: Annotated[int | None, typer.Option(help="superres: how many times larger.")] = None,
     noise: Annotated[float | None, typer.Option(help="Standard deviation of the noise, white being 1. [default: inpaint 0.01, deblur and superres 0.02, denoise estimated]", show_default=False)] = None,
     solver: Annotated[str, typer.Option(help="A strategy; `invdiff solvers` lists them.")] = "auto",
+    budget: Annotated[str, typer.Option(help="Of --solver auto: fast, balanced or exact; `invdiff solvers auto` has the table.")] = "balanced",
     steps: Annotated[int | None, typer.Option(help="Steps of the strategy; its own default if not given.")] = None,
     samples: Annotated[int | None, typer.Option(help="Images drawn; the result is their mean. 1 gives a single, sharper sample.")] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same result.")] = 0,
@@ -121,7 +122,7 @@ def restore(
     """
     from invdiff.restore import Job, Restorer, Settings, find_jobs, is_many
 
-    settings = Settings(task, mask, kernel, scale, noise, solver, steps, samples, seed, prior, batch_size, device)
+    settings = Settings(task, mask, kernel, scale, noise, solver, budget, steps, samples, seed, prior, batch_size, device)  # type: ignore[arg-type]
     if is_many(source):
         _restore_many(settings, find_jobs(source, output, mask, uncertainty))
         return
@@ -219,12 +220,23 @@ def list_priors() -> None:
 
 
 @app.command("solvers")
-def list_solvers() -> None:
-    """List the strategies."""
+def list_solvers(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="The strategy to describe.", show_default=False)] = None,
+) -> None:
+    """List the strategies, or describe one: formula, settings and the BibTeX entry of its paper."""
+    from inspect import cleandoc
+
     from invdiff import solvers
 
-    for name in solvers.names():
-        typer.echo(f"{name:12} {_first_sentence(type(solvers.get(name)).__doc__ or '')}")
+    if name == "auto":
+        typer.echo(solvers.auto.table())
+        return
+    if name is not None:
+        strategy = solvers.get(name)
+        typer.echo("\n\n".join([cleandoc(type(strategy).__doc__ or ""), f"Settings: {strategy!r}", strategy.reference]))
+        return
+    for known in solvers.names():
+        typer.echo(f"{known:12} {_first_sentence(type(solvers.get(known)).__doc__ or '')}")
 
 
 def _first_sentence(text: str) -> str:

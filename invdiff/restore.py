@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from functools import partial
 from glob import glob
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -35,7 +35,8 @@ from invdiff import operators, priors, solvers
 from invdiff.io import FORMATS, check_writable, read_image, read_mask, write_image
 from invdiff.priors.patches import blend, scaled, tiles
 from invdiff.result import Result
-from invdiff.solving import DEFAULT_SAMPLES, solve
+from invdiff.solvers.auto import SAMPLES, Budget
+from invdiff.solving import solve
 
 DEFAULT_NOISE = {"inpaint": 0.01, "deblur": 0.02, "superres": 0.02, "denoise": None}
 WHOLE = 1024 * 1024  # pixels of the result; larger pictures are restored in overlapping tiles, to bound the memory
@@ -57,6 +58,7 @@ class Settings:
     scale: int | None = None
     noise: float | None = None
     solver: str = "auto"
+    budget: Budget = "balanced"
     steps: int | None = None
     samples: int | None = None
     seed: int = 0
@@ -86,6 +88,8 @@ class Settings:
                 raise ValueError(f"--{name.replace('_', '-')} is at least 1, got {getattr(self, name)}")
         if self.solver not in ("auto", *solvers.names()):
             raise ValueError(f"unknown solver {self.solver!r}; solvers: auto, {', '.join(solvers.names())}")
+        if self.budget not in get_args(Budget) or (self.budget != "balanced" and self.solver != "auto"):
+            raise ValueError(f"--budget is one of {', '.join(get_args(Budget))}, and for --solver auto, got {self.budget} for {self.solver}")
 
 
 @dataclass(frozen=True)
@@ -195,7 +199,7 @@ class Restorer:
 
         samples = self.settings.samples
         if samples is None and job.uncertainty:
-            samples = DEFAULT_SAMPLES  # denoising needs none for its mean, but a spread does
+            samples = SAMPLES[self.settings.budget]  # denoising needs none for its mean, but a spread does
         height, width = y.shape[-2:]
         tile, overlap = (TILE // scale, OVERLAP // scale) if math.prod(size) > WHOLE else (max(height, width), 0)
         boxes = tiles(height, width, tile, overlap)
@@ -244,6 +248,7 @@ class Restorer:
             self.settings.solver,
             samples=samples,
             steps=self.settings.steps,
+            budget=self.settings.budget,
             seed=seed,
             batch_size=self.settings.batch_size,
             progress=progress or False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from invdiff.priors.condition import Condition, select, told
 from invdiff.problem import EnsembleNoise, Problem, RowNoise, out_of_memory
 from invdiff.result import Result, weighted_mean
 from invdiff.solvers import Strategy, choose, get
-from invdiff.solvers.auto import DEFAULT_SAMPLES
+from invdiff.solvers.auto import DEFAULT_SAMPLES, Budget
 from invdiff.solvers.particles import effective_size
 
 Progress = Callable[[int, int], None]
@@ -42,6 +43,7 @@ def solve(
     seed: int = 0,
     batch_size: int | None = None,
     condition: Condition = None,
+    budget: Budget = "balanced",
     progress: bool | Progress = False,
 ) -> Result:
     """Draw images from p(x | y) for the measurement ``y = A(x) + noise``.
@@ -81,8 +83,12 @@ def solve(
     ``condition``
         What the prior is told of the images: a class label, a prompt or an embedding, one for all images or one an image
         (:mod:`invdiff.priors.condition`). The prior is called as ``prior(x, sigma, condition=...)``.
+    ``budget``
+        What ``solver="auto"`` may spend: "fast" (2 samples, no more than 30 steps), "balanced" (the image nearest to the truth, whose
+        samples are too sure of themselves) or "exact" (8 samples with the spread of the posterior, several times slower).
+        :data:`invdiff.solvers.auto.RULES` is the table it goes by, ``result.reason`` says which entry.
     ``progress``
-        True shows a bar; a callable gets ``(steps done, steps in all)``.
+        True shows a bar, and what ``solver="auto"`` took; a callable gets ``(steps done, steps in all)``.
 
     Returns a :class:`~invdiff.result.Result`. Raises ``ValueError`` or ``TypeError`` for input that cannot work, before
     any network evaluation; ``FloatingPointError`` if the run diverges. Never returns anything but finite images.
@@ -109,7 +115,11 @@ def solve(
         seen = Decoded(A, decode, shape)
         _check_decoder(decode, shape, image, y)
     if solver == "auto":
-        strategy, count, reason = choose(seen, law, samples)
+        strategy, count, reason = choose(seen, law, samples, budget)
+        if progress is True:
+            print(f"auto takes {strategy}: {reason}", file=sys.stderr)
+    elif budget != "balanced":
+        raise ValueError(f"budget={budget!r} is for solver='auto', got {solver!r}, which has settings of its own (steps=, samples=)")
     else:
         strategy, reason = get(solver), "as asked"
         count = samples if samples is not None else strategy.particles or DEFAULT_SAMPLES

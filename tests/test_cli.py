@@ -20,7 +20,7 @@ from torch import Tensor
 from typer.testing import CliRunner, Result
 
 import invdiff
-from invdiff import demo, restore, solvers
+from invdiff import citation, demo, restore, solvers
 from invdiff.cli import app
 from invdiff.io import Meta, read_image, write_image
 from invdiff.priors.network import DenoisingUNet
@@ -376,6 +376,9 @@ def test_lists_and_version() -> None:
     assert invoke("--version").output == f"invdiff {invdiff.__version__}\n"
     lines = invoke("solvers").output.splitlines()
     assert [line.split()[0] for line in lines] == solvers.names() and all(len(line) > 20 for line in lines)
+    for name in solvers.names():
+        told = invoke("solvers", name).output
+        assert repr(solvers.get(name)) in told and citation(name) in told
     lines = invoke("priors").output.splitlines()
     assert [line.split()[0] for line in lines if not line.startswith(" ")] == invdiff.priors.names()
     natural = "\n".join(lines).split("natural ")[1]

@@ -58,6 +58,13 @@ def test_classical_denoisers_denoise(name: str) -> None:
     assert (x - truth).square().mean() < 0.75 * (noisy.y - truth).square().mean()
 
 
+def test_auto_can_be_given_a_budget() -> None:
+    A = Inpainting(random_mask((16, 16), 0.5), noise=0.05)
+    for component, name, samples in (("auto", "DPS", 4), ({"auto": {"budget": "exact"}}, "MMPS", 8)):
+        run, count = contestants.chosen(contestants.complete(component), A, A.noise_model, None)
+        assert list(run) == [name] and count == samples  # type: ignore[arg-type]
+
+
 def test_one_evaluation_of_the_prior_is_a_denoiser() -> None:
     exact = priors.Gaussian(torch.full((3, 4, 4), 0.5), 0.04 * torch.eye(48))
     noisy = case(exact, Denoising(noise=0.1), exact.sample(1, seed=0))

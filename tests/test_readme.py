@@ -16,7 +16,7 @@ from torch import Tensor
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from invdiff import Result, operators, priors, solve, solvers
+from invdiff import Result, citation, operators, priors, solve, solvers
 from invdiff.cli import app
 from invdiff.priors.cards import header
 from invdiff.priors.weights_io import save_weights
@@ -115,3 +115,18 @@ def test_the_table_of_strategies_is_true(name: str) -> None:
 def test_the_table_lists_every_strategy_once() -> None:
     table = README.split("## Strategies")[1].split("\n\n")[1]
     assert re.findall(r"^\| `(\S+)`", table, re.MULTILINE) == solvers.names()
+
+
+def test_every_strategy_has_its_lines() -> None:
+    """docs/strategies.md: a section each, in their order, with the passes of the default settings and the paper that is cited."""
+    text = (Path(__file__).parents[1] / "docs" / "strategies.md").read_text(encoding="utf-8")
+    sections = {s.partition("\n")[0].strip("`"): s for s in text.split("\n## ")[1:]}
+    assert list(sections) == ["auto", *solvers.names()]
+    A = operators.Inpainting(operators.random_mask((4, 4), 0.5, seed=1), noise=0.05)
+    prior = priors.Gaussian(torch.full((1, 4, 4), 0.5), 0.04 * torch.eye(16))
+    y = A.measure(prior.sample(1, seed=0), seed=0)
+    for name in solvers.names():
+        passes = sections[name].split("**Passes** ")[1].split(",")[0]
+        assert int(passes) == solve(y, A, prior, name, samples=2).nfe, name
+        author, year = re.findall(r"\*\*Reference\*\* (\w+).*?(20\d\d)", sections[name])[0]
+        assert author.lower() in citation(name).lower() and year in citation(name), name

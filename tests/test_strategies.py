@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from invdiff import demo, operators, priors, solve
+from invdiff import demo, operators, priors, solve, solvers
 from invdiff.baseline import best_tv, psnr
 from invdiff.operators import Linear
 from invdiff.priors import covariance
 from invdiff.problem import Problem, RowNoise
 from invdiff.samplers import DDPM, DPMSolver2M
-from invdiff.solvers import DDNM, DDRM, DPS, MCG, DDNMPlus, DiffPIR, PiGDM, REDDiff, Tweedie, names
+from invdiff.solvers import DAPS, DDNM, DDRM, DPS, MCG, MMPS, DDNMPlus, DiffPIR, PiGDM, REDDiff, Tweedie, names
 from invdiff.solvers.base import likelihood_step
 
 SIDE, SPREAD = 6, 0.2
@@ -205,3 +205,24 @@ def test_auto_goes_by_what_the_operator_offers() -> None:
     for A, kind in ((half_missing(0.05), DPS), (blur, DiffPIR), (operators.Saturation(2.0, noise=0.05), DPS)):
         result = solve(A.measure(prior.sample(1, seed=0).double()), A, prior, steps=2, samples=1)
         assert isinstance(result.solver, kind) and result.reason
+
+
+def test_auto_goes_by_the_budget() -> None:
+    prior, few = smooth(), {"steps": 2, "noise": 0.05}
+    blur, nonlinear = operators.Blur(torch.ones(3, 3), noise=0.05), operators.Saturation(2.0, noise=0.05)
+    expected = {
+        "fast": (DiffPIR, DiffPIR, DPS, Tweedie, 2),
+        "balanced": (DPS, DiffPIR, DPS, Tweedie, 4),
+        "exact": (MMPS, MMPS, DAPS, MMPS, 8),
+    }
+    for budget, (*kinds, count) in expected.items():
+        for A, kind in zip((half_missing(0.05), blur, nonlinear, operators.Denoising(0.05)), kinds, strict=True):
+            result = solve(A.measure(prior.sample(1, seed=0).double()), A, prior, budget=budget, **few)  # type: ignore[arg-type]
+            assert isinstance(result.solver, kind), (budget, A)
+            assert len(result.samples) == (1 if kind is Tweedie else count)
+            assert repr(solvers.auto.RULES[0].exact) in solvers.auto.table()
+    y = blur.measure(prior.sample(1, seed=0).double())
+    with pytest.raises(ValueError, match="fast, balanced, exact"):
+        solve(y, blur, prior, budget="cheap")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="for solver='auto'"):
+        solve(y, blur, prior, "dps", budget="exact")

@@ -33,6 +33,7 @@ from invdiff.bench.components import (
 )
 from invdiff.operators import Noise
 from invdiff.solvers import Strategy
+from invdiff.solvers.auto import Budget
 from invdiff.solving import solve
 
 Contestant = Callable[[Case], Outcome]
@@ -138,8 +139,8 @@ def complete(component: Component) -> Component:
 
     ``ValueError`` or ``TypeError`` for one that does not exist, or does not take these settings. "auto" is completed by :func:`chosen`.
     """
-    if component == "auto":
-        return component
+    if is_auto(component):
+        return with_defaults(component, {"auto": _auto})
     if is_strategy(component):
         return of_dataclass(build(component, CONTESTANTS), _NAMES)
     name, _ = split(component)
@@ -149,9 +150,18 @@ def complete(component: Component) -> Component:
     return with_defaults(component, CONTESTANTS)
 
 
-def chosen(A: Physics, law: Noise, samples: int | None) -> tuple[Component, int]:
+def is_auto(component: Component) -> bool:
+    """Whether this is "auto", or {"auto": {"budget": ...}}: to be replaced by what it takes."""
+    return split(component)[0] == "auto"
+
+
+def _auto(budget: Budget = "balanced") -> None:
+    """What "auto" may be told."""
+
+
+def chosen(component: Component, A: Physics, law: Noise, samples: int | None) -> tuple[Component, int]:
     """What ``solver="auto"`` takes for an operator, and how many samples."""
-    strategy, count, _ = solvers.choose(A, law, samples)
+    strategy, count, _ = solvers.choose(A, law, samples, **split(component)[1])
     return of_dataclass(strategy, _NAMES), count
 
 

@@ -73,7 +73,7 @@ def jobs(frozen: suites.Suite) -> list[Job]:
     for name, image, label in frozen.pairs():
         task, method = frozen.tasks[name], frozen.methods[label]
         run, samples = method.run, suites.count(frozen, method)
-        if run == "auto":
+        if contestants.is_auto(run):
             run, samples = method.chosen[name]["run"], method.chosen[name]["samples"]
         classical = split(run)[0] in contestants.CLASSICAL
         known = tasks.prior_label(task.prior)

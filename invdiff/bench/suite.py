@@ -289,7 +289,9 @@ def freeze(suite: Suite) -> Suite:
                 if key in found and not tasks.same(y, found[key]):
                     raise ValueError(f"the measurement of {key} is not the one that the suite was frozen with")
                 found.setdefault(key, tasks.frozen(y))
-                auto = {n: contestants.chosen(A, law, count(suite, m)) for n, m in methods.items() if m.run == "auto"}
+                auto = {
+                    n: contestants.chosen(m.run, A, law, count(suite, m)) for n, m in methods.items() if contestants.is_auto(m.run)
+                }
             for label, (run, samples) in auto.items():
                 choice = {"run": run, "samples": samples}
                 known_choices = methods[label].chosen

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal, NamedTuple, get_args
 
 from deepinv.physics import DecomposablePhysics, Denoising, Downsampling, LinearPhysics, Physics
 from torch import Tensor
@@ -12,10 +13,14 @@ from invdiff import operators
 from invdiff.problem import Problem
 from invdiff.samplers import Renoise
 from invdiff.solvers.base import Strategy
+from invdiff.solvers.daps import DAPS
 from invdiff.solvers.diffpir import DiffPIR
 from invdiff.solvers.dps import DPS
+from invdiff.solvers.mmps import MMPS
 
 DEFAULT_SAMPLES = 4
+Budget = Literal["fast", "balanced", "exact"]
+SAMPLES: dict[Budget, int] = {"fast": 2, "balanced": DEFAULT_SAMPLES, "exact": 8}
 
 
 @dataclass(frozen=True)
@@ -38,26 +43,79 @@ class Tweedie(Strategy):
         return p.denoise(p.y, float(levels[0])) if len(levels) == 1 else p.denoise(p.y, levels)  # type: ignore[arg-type]
 
 
-def choose(A: Physics, noise: operators.Noise, samples: int | None) -> tuple[Strategy, int, str]:
-    """``(strategy, samples, reason)`` of ``solver="auto"``, by what the operator offers.
+class Rule(NamedTuple):
+    """What ``solver="auto"`` takes for one kind of problem, by budget. ``holds(A, noise, asked)``: ``asked`` for samples or not."""
 
-    Strategies, steps and weights were picked on held-out photographs of BSDS500 reduced to 160x160; ``docs/images.md`` has what
-    they do to photographs that played no part in it.
-    """
-    count = DEFAULT_SAMPLES if samples is None else samples
-    if not isinstance(A, LinearPhysics) or not isinstance(noise, operators.Gaussian):
-        return DPS(), count, "nonlinear operator or noise that is not Gaussian: only gradients of the likelihood are at hand"
-    if samples is None and isinstance(A, (Denoising, operators.Denoising)):
-        return Tweedie(), 1, "only noise to remove: the prior's estimate is the posterior mean (ask for samples to get a spread)"
-    if isinstance(A, DecomposablePhysics) and isinstance(A.mask, Tensor) and _selects(A.mask):
-        reason = "the operator keeps some numbers and drops the others: gradients carry what is known to what is not"
-        return DPS(steps=30, sampler=Renoise(eta=1.0), weight=1.4), count, reason
-    if isinstance(A, (Downsampling, operators.Downsampling)):
-        reason = "the operator keeps what is coarse almost unchanged: proximal steps that trust the measurement"
-        return DiffPIR(weight=0.05), count, reason
-    return DiffPIR(), count, "linear operator, Gaussian noise: proximal steps need no gradient through the prior"
+    kind: str
+    holds: Callable[[Physics, operators.Noise, bool], bool]
+    fast: Strategy
+    balanced: Strategy
+    exact: Strategy
+    reason: str
 
 
-def _selects(a: Tensor) -> bool:
+def _selects(A: Physics) -> bool:
     """Whether singular values are all zero or one, with zeros among them."""
-    return bool(((a == 0) | (a == 1)).all()) and bool((a == 0).any())
+    a = A.mask if isinstance(A, DecomposablePhysics) else None
+    return isinstance(a, Tensor) and bool(((a == 0) | (a == 1)).all()) and bool((a == 0).any())
+
+
+RULES = (
+    Rule(
+        "a nonlinear operator, or noise that is not Gaussian",
+        lambda A, noise, asked: not isinstance(A, LinearPhysics) or not isinstance(noise, operators.Gaussian),
+        DPS(steps=30), DPS(), DAPS(),
+        "only gradients of the likelihood are at hand",
+    ),
+    Rule(
+        "only noise to remove, and no samples asked for",
+        lambda A, noise, asked: not asked and isinstance(A, (Denoising, operators.Denoising)),
+        Tweedie(), Tweedie(), MMPS(),
+        "the prior's estimate is the posterior mean (ask for samples to get a spread)",
+    ),
+    Rule(
+        "an operator that keeps some numbers and drops the others",
+        lambda A, noise, asked: _selects(A),
+        DiffPIR(), DPS(steps=30, sampler=Renoise(eta=1.0), weight=1.4), MMPS(),
+        "gradients carry what is known to what is not; proximal steps cost a fifth",
+    ),
+    Rule(
+        "downsampling",
+        lambda A, noise, asked: isinstance(A, (Downsampling, operators.Downsampling)),
+        DiffPIR(weight=0.05), DiffPIR(weight=0.05), MMPS(),
+        "what is coarse is kept almost unchanged: proximal steps that trust the measurement",
+    ),
+    Rule(
+        "another linear operator, Gaussian noise",
+        lambda A, noise, asked: True,
+        DiffPIR(), DiffPIR(), MMPS(),
+        "proximal steps need no gradient through the prior",
+    ),
+)  # fmt: skip
+_EXACT = "its samples have the spread of the posterior where the image given the state is Gaussian"
+
+
+def choose(
+    A: Physics, noise: operators.Noise, samples: int | None, budget: Budget = "balanced"
+) -> tuple[Strategy, int, str]:
+    """``(strategy, samples, reason)`` of ``solver="auto"``: the first of ``RULES`` that holds, by what the operator offers.
+
+    ``budget``: "fast" for a look, 2 samples; "balanced" for the image nearest to the truth, 4 samples, too sure of themselves;
+    "exact" for samples that can be held to their word, 8 of them, by far the slowest. (Or as many as ``samples`` says.)
+    Strategies, steps and weights of the first two were picked on held-out photographs of BSDS500 reduced to 160x160; ``docs/images.md``
+    has what they do to photographs that played no part in it, ``docs/exactness.md`` how near they come to exact posteriors.
+    """
+    if budget not in get_args(Budget):
+        raise ValueError(f"budget is one of {', '.join(get_args(Budget))}, got {budget!r}")
+    rule = next(rule for rule in RULES if rule.holds(A, noise, samples is not None or budget == "exact"))
+    strategy: Strategy = getattr(rule, budget)
+    count = samples or (1 if isinstance(strategy, Tweedie) else SAMPLES[budget])
+    return strategy, count, f"{rule.kind}: {_EXACT if budget == 'exact' else rule.reason}"
+
+
+def table() -> str:
+    """``RULES`` as text, a paragraph each."""
+    return "\n".join(
+        f"{rule.kind}: {rule.reason}\n" + "".join(f"  {budget:8} {getattr(rule, budget)}\n" for budget in get_args(Budget))
+        for rule in RULES
+    )
