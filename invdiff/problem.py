@@ -77,7 +77,8 @@ class Problem:
     ``y`` holds one measurement a row, ``denoise`` is the prior with its evaluations counted (``nfe``), ``linearize`` the same
     with its backward passes counted too (``backward``), ``randn`` draws unit noise of the state's shape, ``tick`` reports a
     finished step; ``condition`` is what the prior is told, one entry a row, or None. ``at_once`` is how many rows memory allows the
-    prior together where there are more (:meth:`in_slices`), ``report`` what a strategy says beside its samples.
+    prior together where there are more (:meth:`in_slices`), ``report`` what a strategy says beside its samples, ``begin`` the images
+    to start from, one a row, or None.
 
     What is one number a row has shape (rows, 1, 1, 1); for volumes (C, D, H, W) there is one more 1.
     """
@@ -94,6 +95,7 @@ class Problem:
     cache: dict[str, Tensor] = field(default_factory=dict)
     at_once: int | None = None
     report: dict[str, Tensor] = field(default_factory=dict)
+    begin: Tensor | None = None
 
     def in_slices(self, f: Callable[[Problem, Tensor], dict[str, Tensor]], x: Tensor) -> dict[str, Tensor]:
         """``f(rows of the problem, rows of x)`` for at most ``at_once`` rows at a time, put together again.
@@ -210,8 +212,11 @@ class Problem:
         """A state at level ``sigma``: noise around the posterior mean under the prior's own mean and spread.
 
         ``m = argmin |A x - y|^2 / (2 sigma_y^2) + |x - mean|^2 / (2 std^2)`` for a linear operator, the prior's mean
-        otherwise; at high noise the posterior is near Gaussian, and this is its centre.
+        otherwise; at high noise the posterior is near Gaussian, and this is its centre. Where there are images to begin from, noise
+        around these: if they are posterior samples, the state has exactly the law it should.
         """
+        if self.begin is not None:
+            return self.begin + sigma * self.randn()
         mean = torch.as_tensor(self.prior.mean, dtype=self.y.dtype, device=self.y.device)
         centre = mean.expand(len(self.y), *self.randn.shape)
         if self.linear and self.gaussian:

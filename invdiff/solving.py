@@ -44,6 +44,7 @@ def solve(
     batch_size: int | None = None,
     condition: Condition = None,
     budget: Budget = "balanced",
+    start: Tensor | None = None,
     progress: bool | Progress = False,
 ) -> Result:
     """Draw images from p(x | y) for the measurement ``y = A(x) + noise``.
@@ -87,6 +88,10 @@ def solve(
         What ``solver="auto"`` may spend: "fast" (2 samples, no more than 30 steps), "balanced" (the image nearest to the truth, whose
         samples are too sure of themselves) or "exact" (8 samples with the spread of the posterior, several times slower).
         :data:`invdiff.solvers.auto.RULES` is the table it goes by, ``result.reason`` says which entry.
+    ``start``
+        Images (B, C, H, W), or one a sample (K, B, C, H, W), to begin from: the state at the first level is these plus noise of that level, so
+        give the strategy a ``sigma_max`` that leaves of them what is known. Of posterior samples, such as those of a measurement
+        that differs little, nothing is lost, and the levels above are saved. Not for particles, DDRM and DDNM+.
     ``progress``
         True shows a bar, and what ``solver="auto"`` took; a callable gets ``(steps done, steps in all)``.
 
@@ -107,11 +112,11 @@ def solve(
     with torch.no_grad():
         y = _check_measurement(y, A, latent or prior, law)
         shape = _image_shape(y, A)
-    pixels = math.prod(shape[1:])
+    pixels, image = math.prod(shape[1:]), shape
     seen, decode = A, None  # the operator that the strategy sees, and what makes images of its samples
     if latent is not None:
         decode = partial(latent.decode, size=(shape[-2], shape[-1]))
-        image, shape = shape, latent.latent_shape(shape)
+        shape = latent.latent_shape(shape)
         seen = Decoded(A, decode, shape)
         _check_decoder(decode, shape, image, y)
     if solver == "auto":
@@ -130,6 +135,8 @@ def solve(
         if isinstance(value, bool) or not isinstance(value, int) or value < low:
             raise ValueError(f"{name} must be at least {low} and a whole number, got {value!r}")
 
+    begins = None if start is None else _beginnings(start, strategy, (count, len(y), *image), y, latent)
+
     # Rows of one noise level go together: the ladder of levels follows it. Particles of one image are not parted.
     rows = [(k, b) for k in range(count) for b in range(len(y))]
     noise_of = [law.select([b]).sigma for b in range(len(y))]
@@ -145,7 +152,8 @@ def solve(
             randn = EnsembleNoise(seed, images[0], len(part), shape, y.device, y.dtype)
         shared = images[:1] if joint else images
         A, noise = select_images(seen, shared, len(y)), law.select(shared)
-        return Problem(y[images], A, prior, noise, randn, tick, given, at_once=at_once)
+        first = None if begins is None else torch.stack([begins[k, b] for k, b in part])
+        return Problem(y[images], A, prior, noise, randn, tick, given, at_once=at_once, begin=first)
 
     try:
         strategy.check(problem(rows[:1], lambda: None))
@@ -158,10 +166,10 @@ def solve(
     nfe = backward = 0
     with torch.no_grad(), _reporter(progress, strategy.steps) as report:
         while len(outputs) < len(rows):
-            start = len(outputs)
-            level = noise_of[rows[start][1]]
-            part = [row for row in rows[start : start + chunk] if noise_of[row[1]] == level]
-            p = problem(part, report(start, len(part), len(rows)))
+            done = len(outputs)
+            level = noise_of[rows[done][1]]
+            part = [row for row in rows[done : done + chunk] if noise_of[row[1]] == level]
+            p = problem(part, report(done, len(part), len(rows)))
             try:
                 x = strategy.sample(p)
                 if decode is not None:
@@ -188,6 +196,21 @@ def solve(
         residual = _residual(y, A, law, problem([(0, b) for b in range(len(y))], lambda: None, joint=False), mean)
     seconds = time.perf_counter() - begin
     return Result(drawn, residual, nfe, seconds, strategy, seed, reason, backward=backward, **ensemble)
+
+
+def _beginnings(start: Tensor, strategy: Strategy, shape: tuple[int, ...], y: Tensor, latent: LatentPrior | None) -> Tensor:
+    """``start`` as one image, or latent, a row: shape (K, B, ...)."""
+    if not strategy.warm:
+        raise ValueError(f"{type(strategy).__name__} cannot begin from images (start=); take DPS, DiffPIR, MMPS or another that can")
+    if not isinstance(start, Tensor) or start.shape not in (shape, shape[1:]):
+        raise ValueError(f"start has shape {shape[1:]}, or {shape} for an image a sample, got {getattr(start, 'shape', type(start).__name__)}")
+    if not bool(torch.isfinite(start).all()):
+        raise ValueError("start holds NaN or infinite values")
+    start = start.to(y).expand(shape)
+    if latent is None:
+        return start
+    with torch.no_grad():
+        return torch.stack([latent.encode(images) for images in start])
 
 
 def _check_decoder(decode: Callable[[Tensor], Tensor], latents: tuple[int, ...], image: tuple[int, ...], y: Tensor) -> None:

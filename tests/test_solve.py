@@ -301,3 +301,34 @@ def test_a_volume_is_plotted() -> None:
     volume = torch.rand(1, 1, 3, SIDE, SIDE, dtype=torch.float64)
     result = solve(volume, operators.Denoising(noise=0.1), priors.as_prior(lambda x, s: x), "diffpir", steps=2)
     assert len(result.plot().axes) == 6
+
+
+def test_beginning_from_posterior_samples_keeps_their_law() -> None:
+    """A state made of posterior samples has the law that the ladder would have brought it to; levels above are saved."""
+    grid = torch.cartesian_prod(torch.arange(SIDE), torch.arange(SIDE)).double()
+    smooth = priors.Gaussian(torch.full((1, SIDE, SIDE), 0.5).double(), 0.04 * torch.exp(-torch.cdist(grid, grid) / 3))
+    A = operators.Inpainting(operators.random_mask((SIDE, SIDE), 0.5, seed=1).double(), noise=0.05)
+    y = A.measure(smooth.sample(1, seed=0).double(), seed=0)
+    posterior = smooth.posterior(y, A)
+    exact = posterior.sample(512, seed=3).double()
+    result = solve(y, A, smooth, solvers.MMPS(steps=10, sigma_max=0.1), samples=512, start=exact)
+    error = (result.mean - posterior.mean) / posterior.std
+    assert float(error.square().mean().sqrt()) < 0.06
+    assert float((result.std / posterior.std).mean()) == pytest.approx(1, abs=0.03)
+    # from an image that is none of the posterior's, at a level that leaves it as it is, the result stays near
+    far = solve(y, A, smooth, solvers.DiffPIR(sigma_max=0.02, steps=3), samples=1, start=posterior.mean + 0.3)
+    assert float((far.x - posterior.mean).mean()) > 0.05
+
+
+@pytest.mark.parametrize(
+    ("start", "solver", "message"),
+    [
+        (torch.zeros(1, 1, 8, 8), "ddrm", "cannot begin from images"),
+        (torch.zeros(1, 1, 8, 8), "tds", "cannot begin from images"),
+        (torch.zeros(1, 8, 8), "dps", "start has shape"),
+        (torch.full((1, 1, 8, 8), torch.nan), "dps", "NaN"),
+    ],
+)
+def test_what_cannot_be_begun_from_is_refused(start: Tensor, solver: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        solve(torch.zeros(1, 1, SIDE, SIDE).double(), operators.Denoising(0.1), prior(), solver, start=start.double(), samples=2)

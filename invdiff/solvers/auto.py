@@ -34,6 +34,7 @@ class Tweedie(Strategy):
         "@article{efron2011tweedie, title={Tweedie's Formula and Selection Bias}, author={Efron, Bradley}, "
         "journal={Journal of the American Statistical Association}, volume={106}, number={496}, year={2011}}"
     )
+    warm: ClassVar[bool] = False
 
     steps: int = 1
 

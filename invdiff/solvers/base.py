@@ -22,11 +22,13 @@ class Strategy:
     """Base class. ``reference`` is the BibTeX entry of the paper; ``gradient`` whether it differentiates the prior.
 
     ``particles``: 0 where samples are independent; where they are the particles of an ensemble, how many are drawn by default.
+    ``warm``: whether it can begin from given images.
     """
 
     reference: ClassVar[str] = ""
     gradient: ClassVar[bool] = False
     particles: ClassVar[int] = 0
+    warm: ClassVar[bool] = True
 
     steps: int = 20
 

@@ -59,6 +59,7 @@ class Particles(Strategy):
     """
 
     particles: ClassVar[int] = 64
+    warm: ClassVar[bool] = False
 
     steps: int = 100
     threshold: float = 0.5

@@ -78,6 +78,7 @@ class DDRM(Reverse):
         "@inproceedings{kawar2022ddrm, title={Denoising Diffusion Restoration Models}, "
         "author={Kawar, Bahjat and Elad, Michael and Ermon, Stefano and Song, Jiaming}, booktitle={NeurIPS}, year={2022}}"
     )
+    warm: ClassVar[bool] = False
 
     steps: int = 20
     eta: float = 0.85
