@@ -98,7 +98,7 @@ def sample(
 
 
 def _positive(n: Any) -> bool:
-    return isinstance(n, Integral) and not isinstance(n, bool) and n > 0
+    return isinstance(n, Integral) and not isinstance(n, bool) and int(n) > 0
 
 
 @torch.no_grad()

@@ -115,3 +115,13 @@ def test_the_table_of_strategies_is_true(name: str) -> None:
 def test_the_table_lists_every_strategy_once() -> None:
     table = README.split("## Strategies")[1].split("\n\n")[1]
     assert re.findall(r"^\| `(\S+)`", table, re.MULTILINE) == solvers.names()
+
+
+def test_every_loader_names_the_tests_that_check_it() -> None:
+    """The last column: ``FILE::TEST``, and further tests of the same file by name."""
+    table = README.split("| source | how to call |")[1].split("\n\n")[0].splitlines()[2:]
+    assert len(table) == 7
+    for row in table:
+        file, *names = re.findall(r"tests/\w+\.py|test_\w+", row.rstrip(" |").rpartition(" | ")[2])
+        tests = (Path(__file__).parent / Path(file).name).read_text(encoding="utf-8")
+        assert names and all(f"\ndef {name}(" in tests for name in names), row
