@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from invdiff import __version__, priors
-from invdiff.io import write_atomically
+from invdiff.files import write_atomically
 from invdiff.priors.cards import header
 from invdiff.priors.network import has_bf16
 

@@ -112,7 +112,7 @@ def restore(
     samples: Annotated[int | None, typer.Option(help="Images drawn; the result is their mean. 1 gives a single, sharper sample.")] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same result.")] = 0,
     uncertainty: Annotated[Path | None, typer.Option(help="Also write the standard deviation, as .png; for many: a folder.")] = None,
-    prior: Annotated[str, typer.Option(help="A prior (`invdiff priors` lists them) or a .safetensors file.")] = "natural",
+    prior: Annotated[str, typer.Option(help="A prior (`invdiff priors` lists them), a .safetensors file or the folder of `invdiff train`.")] = "natural",
     batch_size: Annotated[int | None, typer.Option(help="Samples computed together; less needs less memory.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ... [default: cuda where there is one]", show_default=False)] = None,
 ) -> None:  # fmt: skip
@@ -248,7 +248,7 @@ def train(
     recipe: Annotated[str, typer.Option(help="A recipe that ships, or a YAML file.")],
     data: Annotated[Path | None, typer.Option(help="Folder of images; none for a recipe that draws them.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the weights; a stopped run goes on from there. [default: runs/NAME of the recipe]", show_default=False)] = None,
-    start: Annotated[str | None, typer.Option(help="Begin with the weights of this prior (fine-tuning): a name or a .safetensors file.")] = None,
+    start: Annotated[str | None, typer.Option(help="Begin with the weights of this prior (fine-tuning): a name, a .safetensors file or a folder of an earlier run.")] = None,
     lora: Annotated[int | None, typer.Option(help="Leave the weights of --start alone and train adapters of this rank, e.g. 8: a file under 1 MB.")] = None,
     held: Annotated[Path | None, typer.Option(help="Folder of held-out images to measure on. [default: some of DATA, not trained on]", show_default=False)] = None,
     minutes: Annotated[float | None, typer.Option(help="Stop training after this time, that of earlier runs in the folder included; measuring comes on top.")] = None,
@@ -267,11 +267,17 @@ def train(
     chosen = Recipe.load(recipe)
     if steps is not None:
         chosen = replace(chosen, steps=steps)
+    told = 0.0
     with _bar() as bar:
         line = bar.add_task(chosen.name, total=1.0)
 
         def report(step: int, done: float, loss: float) -> None:
-            bar.update(line, completed=done, description=f"{chosen.name}: step {step}, loss {loss:.4f}")
+            nonlocal told
+            what = f"{chosen.name}: step {step}, loss {loss:.4f}"
+            bar.update(line, completed=done, description=what)
+            if bar.disable and done >= told + 0.02:  # no terminal, no bar: fifty lines at most
+                told = done
+                typer.echo(f"{what}, {done:.0%} done", err=True)
 
         folder = out or Path("runs") / chosen.name
         path = run(chosen, data, folder, start=start, lora=lora, held=held, minutes=minutes, device=device, report=report)
@@ -280,7 +286,7 @@ def train(
 
 @app.command()
 def sample(
-    prior: Annotated[str, typer.Argument(metavar="NAME", help="A prior (`invdiff priors` lists them) or a .safetensors file.")],
+    prior: Annotated[str, typer.Argument(metavar="NAME", help="A prior (`invdiff priors` lists them), a .safetensors file or the folder of `invdiff train`.")],
     n: Annotated[int, typer.Option("--n", help="How many images.")] = 16,
     size: Annotated[int | None, typer.Option(help="Their side in pixels. [default: that of the training, in the card]", show_default=False)] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same images.")] = 0,

@@ -23,7 +23,8 @@ from torch.nn import functional as F
 
 from invdiff import operators, priors
 from invdiff.baseline import best_tv
-from invdiff.io import check_writable, write_atomically
+from invdiff.files import write_atomically
+from invdiff.io import check_writable
 from invdiff.solving import solve
 
 SIDE = 256

@@ -9,11 +9,9 @@ Files are replaced atomically: a run that is stopped never leaves half an image.
 
 from __future__ import annotations
 
-import os
 import struct
 import tempfile
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,8 @@ from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from torch.nn import functional as F
+
+from invdiff.files import write_atomically
 
 FORMATS = {
     ".png": "PNG",
@@ -150,19 +150,6 @@ def write_image(path: str | Path, x: Tensor, meta: Meta | None = None, text: dic
                 info.add_text(key, value)
         write_atomically(path, lambda p: Image.fromarray(array).save(p, form, **options))
     return notices
-
-
-def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let ``write`` fill a temporary file in the same folder, then rename it to ``path``.
-
-    Its name follows from that of ``path``, so that what a killed process left is written over, and not kept for good.
-    """
-    temporary = path.with_name(f".{path.name[:40]}.{zlib.crc32(path.name.encode()):08x}.tmp")  # longer ones may not fit
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class _UnsupportedError(Exception):

@@ -15,6 +15,8 @@ import math
 import torch
 from torch import Tensor
 
+from invdiff.seeds import seeded
+
 # Shepp and Logan 1974, "The Fourier reconstruction of a head section", with the contrasts of Toft 1996, "The Radon
 # transform", table B.3; angles in degrees.
 _SHEPP_LOGAN = (
@@ -33,7 +35,7 @@ _SHEPP_LOGAN = (
 
 def phantom(size: int, seed: int = 0) -> Tensor:
     """The random phantom of a seed, (1, size, size) in [0, 1]: the same object whatever the size."""
-    return draw(random_ellipses(torch.Generator().manual_seed(seed)), size)
+    return draw(random_ellipses(seeded(seed)), size)
 
 
 def shepp_logan(size: int) -> Tensor:

@@ -35,6 +35,7 @@ from invdiff import operators, priors, solvers
 from invdiff.io import FORMATS, check_writable, read_image, read_mask, write_image
 from invdiff.priors.patches import blend, scaled, tiles
 from invdiff.result import Result
+from invdiff.seeds import check_seed
 from invdiff.solvers.auto import SAMPLES, Budget
 from invdiff.solving import solve
 
@@ -81,8 +82,7 @@ class Settings:
             raise ValueError(f"--noise is in units of the picture, where white is 1: {self.noise:g} of 255 is {self.noise / 255:.3f}")
         if self.scale is not None and not 2 <= self.scale <= 16:
             raise ValueError(f"--scale is a whole number from 2 to 16, got {self.scale}")
-        if self.seed < 0:
-            raise ValueError(f"--seed is a whole number, not negative, got {self.seed}")
+        check_seed(self.seed)
         for name in ("steps", "samples", "batch_size"):
             if (getattr(self, name) or 1) < 1 or getattr(self, name) == 0:
                 raise ValueError(f"--{name.replace('_', '-')} is at least 1, got {getattr(self, name)}")

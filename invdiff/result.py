@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from invdiff.io import write_atomically
+from invdiff.files import write_atomically
 from invdiff.solvers.particles import systematic
 
 if TYPE_CHECKING:

@@ -21,6 +21,7 @@ from invdiff.priors import LatentPrior, as_prior
 from invdiff.priors.condition import Condition, select, told
 from invdiff.problem import EnsembleNoise, Problem, RowNoise, out_of_memory
 from invdiff.result import Result, weighted_mean
+from invdiff.seeds import check_seed
 from invdiff.solvers import Strategy, choose, get
 from invdiff.solvers.auto import DEFAULT_SAMPLES, Budget
 from invdiff.solvers.particles import effective_size
@@ -75,7 +76,7 @@ def solve(
     ``steps``
         Overrides the number of levels of the strategy.
     ``seed``
-        A whole number from 0. The same seed gives the same samples on the same kind of device, whatever the batch, chunking
+        A whole number from 0 to 2^32 - 1. The same seed gives the same samples on the same kind of device, whatever the batch, chunking
         and, but for particles, number of samples.
     ``batch_size``
         Samples computed together; ``None`` bounds their pixels so that the prior that ships takes at most 2 GiB, 4 GiB with a
@@ -130,7 +131,8 @@ def solve(
         count = samples if samples is not None else strategy.particles or DEFAULT_SAMPLES
     if steps is not None:
         strategy = replace(strategy, steps=steps)
-    least = {"samples": (count, 1), "batch_size": (1 if batch_size is None else batch_size, 1), "seed": (seed, 0)}
+    least = {"samples": (count, 1), "batch_size": (1 if batch_size is None else batch_size, 1)}
+    check_seed(seed)
     for name, (value, low) in least.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < low:
             raise ValueError(f"{name} must be at least {low} and a whole number, got {value!r}")

@@ -18,12 +18,12 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from deepinv import physics as dinv
 from torch import Tensor
 
 from invdiff.operators.noise import Noise, as_noise
+from invdiff.seeds import seeded
 
 
 def _rebuild(cls: type, args: tuple, kwargs: dict, buffers: dict[str, Tensor]) -> Any:
@@ -60,8 +60,7 @@ class Nonlinear(dinv.Physics):
     def measure(self, x: Tensor, seed: int = 0) -> Tensor:
         """Noisy measurement of ``x``; image ``i`` draws from a generator seeded by ``(seed, i)``."""
         z, noise = self.A(x), as_noise(self.noise_model)
-        seeds = [int(np.random.SeedSequence((seed, i)).generate_state(1)[0]) for i in range(len(z))]
-        generators = [torch.Generator().manual_seed(s) for s in seeds]
+        generators = [seeded(seed, i) for i in range(len(z))]
         noise.variance(z)  # raises where the levels are not one an image
         return torch.cat([noise.select([i]).sample(z[i : i + 1], g) for i, g in enumerate(generators)])
 

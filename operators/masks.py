@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from invdiff.operators.base import Spectral
+from invdiff.seeds import seeded
 
 
 class Inpainting(Spectral):
@@ -76,7 +77,7 @@ def random_mask(shape: tuple[int, ...], keep: float = 0.5, seed: int = 0) -> Ten
     if not 0 < keep <= 1:
         raise ValueError(f"keep is the fraction of known pixels, above 0 and at most 1, got {keep}")
     h, w = shape[-2:]
-    order = torch.randperm(h * w, generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(h * w, generator=seeded(seed))
     return (order < max(1, round(keep * h * w))).float().view(h, w)
 
 

@@ -21,6 +21,7 @@ from deepinv import physics as dinv
 from torch import Tensor
 
 from invdiff.operators.base import Linear, Spectral
+from invdiff.seeds import seeded
 
 
 class MRI(Spectral):
@@ -165,7 +166,7 @@ def equispaced_mask(shape: tuple[int, ...], acceleration: float, acs: int | None
     Raises ``ValueError`` when acceleration is under 1 or the centre alone has too many lines.
     """
     centre, outside, n = _split_lines(shape, acceleration, acs)
-    start = torch.rand((), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    start = torch.rand((), generator=seeded(seed), dtype=torch.float64)
     steps = (torch.arange(n) + start) * (len(outside) / max(n, 1))
     return _line_mask(shape, centre, outside[steps.long()])
 
@@ -173,7 +174,7 @@ def equispaced_mask(shape: tuple[int, ...], acceleration: float, acs: int | None
 def random_lines_mask(shape: tuple[int, ...], acceleration: float, acs: int | None = None, seed: int = 0) -> Tensor:
     """Sample ``round(W / acceleration)`` lines: ``acs`` at the centre (see :func:`equispaced_mask`), others at random."""
     centre, outside, n = _split_lines(shape, acceleration, acs)
-    order = torch.randperm(len(outside), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(outside), generator=seeded(seed))
     return _line_mask(shape, centre, outside[order[:n]])
 
 
@@ -194,7 +195,7 @@ def poisson_disc_mask(shape: tuple[int, ...], acceleration: float, acs: int | No
     mask = torch.zeros(h, w)
     mask[_centre(h, acs), _centre(w, acs)] = 1
     n, outside = total - acs**2, (mask == 0).flatten()
-    order = torch.randperm(h * w, generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(h * w, generator=seeded(seed))
     low, high, darts = 0.0, 2 * math.sqrt(acceleration), order[outside[order]].tolist()
     best = darts  # at distance 0 every point fits
     for _ in range(20):

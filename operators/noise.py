@@ -21,6 +21,8 @@ import torch
 from deepinv import physics as dinv
 from torch import Tensor
 
+from invdiff.seeds import seeded
+
 
 class Noise(dinv.NoiseModel):
     """Base class: a law of ``y`` given the noiseless measurement ``z``.
@@ -80,7 +82,7 @@ class Noise(dinv.NoiseModel):
         return z + self.variance(z).sqrt() * torch.randn(z.shape, generator=generator, dtype=z.dtype).to(z.device)
 
     def forward(self, input: Tensor, seed: int | None = None, **kwargs: Any) -> Tensor:  # deepinv's call
-        return self.sample(input, None if seed is None else torch.Generator().manual_seed(seed))
+        return self.sample(input, None if seed is None else seeded(seed))
 
 
 class Gaussian(Noise):

@@ -12,6 +12,7 @@ from torch import Tensor
 from invdiff.operators.base import Nonlinear, Spectral
 from invdiff.operators.blur import hartley
 from invdiff.operators.noise import as_noise
+from invdiff.seeds import seeded
 
 
 class Denoising(Spectral):
@@ -75,7 +76,7 @@ class CompressedSensing(Spectral):
         super().__init__(noise, mask=torch.ones(1, 1))
         self.img_size = tuple(image_shape)
         size = torch.Size(image_shape).numel()
-        generator = torch.Generator().manual_seed(seed)
+        generator = seeded(seed)
         signs = 2.0 * torch.randint(2, self.img_size, generator=generator) - 1
         rows = torch.randperm(size, generator=generator)[: max(1, round(fraction * size))]
         self.register_buffer("signs", signs, persistent=False)

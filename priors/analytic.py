@@ -19,6 +19,7 @@ from deepinv.physics import LinearPhysics, NoiseModel, Physics
 from torch import Tensor, nn
 
 from invdiff.priors.covariance import Covariance, Dense, Size, Stationary, as_covariance
+from invdiff.seeds import check_seed
 
 LARGEST = 4096  # values in an image beyond which dense matrices take minutes
 _PRIOR, _POSTERIOR = 1, 2  # the first key of the generators, so that the two never draw the same noise
@@ -248,11 +249,12 @@ def _levels(std: float, largest: float) -> tuple[float, float]:
     return 1e-3 * std, 20 * math.sqrt(largest)
 
 
-def _draw(n: int, like: Tensor, *key: int) -> tuple[Tensor, Tensor]:
-    """A uniform number and white noise for each of ``n`` draws; draw ``i`` has its own generator, from (key, i)."""
+def _draw(n: int, like: Tensor, kind: int, seed: int, *part: int) -> tuple[Tensor, Tensor]:
+    """A uniform number and white noise for each of ``n`` draws; draw ``i`` has its own generator, from (kind, seed, part, i)."""
+    check_seed(seed)
     uniform, white = np.empty(n), np.empty((n, *like.shape))
     for i in range(n):
-        generator = np.random.default_rng((*key, i))
+        generator = np.random.default_rng((kind, seed, *part, i))
         uniform[i], white[i] = generator.random(), generator.standard_normal(like.shape)
     return torch.from_numpy(uniform), torch.from_numpy(white).to(like)
 

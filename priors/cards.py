@@ -29,16 +29,14 @@ def header(name_or_path: str | Path) -> dict[str, Any]:
 
     ``ValueError`` for a name that does not ship, and for a header that is not YAML.
     """
-    path = Path(name_or_path)
     if str(name_or_path).partition(":")[0] in registry.SOURCES:
         return {}
-    if path.suffix != ".safetensors":
-        text = registry.card(str(name_or_path))
-    else:
-        text = path.with_suffix(".md").read_text(encoding="utf-8") if path.with_suffix(".md").is_file() else ""
-    if not text.startswith("---\n"):
-        return {}
+    path = Path(name_or_path)
+    path = (path if path.suffix == ".safetensors" else registry.weights_file(name_or_path)).with_suffix(".md")
     try:
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        if not text.startswith("---\n"):
+            return {}
         return dict(yaml.safe_load(text.split("---\n", 2)[1]))
     except (yaml.YAMLError, TypeError, ValueError) as error:
         raise ValueError(

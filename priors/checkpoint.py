@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 
@@ -44,14 +45,20 @@ class Checkpoint:
             return 0, 0.0
         from safetensors import SafetensorError, safe_open
 
+        remedy = "delete it to start again, or give another --out folder"
         try:
             with safe_open(self.path, "pt") as f:
                 meta, tensors = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 (f is not a dict)
         except (SafetensorError, OSError) as error:
-            raise ValueError(
-                f"{self.path} is damaged ({error}); delete it to start again, or give another --out folder"
-            ) from error
-        if not _same_settings(meta.get("recipe"), self.recipe):
+            raise ValueError(f"{self.path} is damaged ({error}); {remedy}") from error
+        try:
+            same = _same_settings(meta.get("recipe"), self.recipe)
+            step, seconds = int(meta["step"]), float(meta["seconds"])
+            if step < 1 or not 0 <= seconds < math.inf:
+                raise ValueError(f"step {step} after {seconds} seconds")
+        except (LookupError, TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"{self.path}: its header is damaged ({error!r}); {remedy}") from error
+        if not same:
             raise ValueError(f"{self.path} comes from another recipe; give an empty --out folder")
         if meta.get("begun", self.begun) != self.begun:
             raise ValueError(
@@ -62,14 +69,13 @@ class Checkpoint:
                 module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
             for name, p in self._learned():
                 keys = ("step", "exp_avg", "exp_avg_sq")
-                self.optimiser.state[p] = {
-                    k: tensors[f"{k}.{name}"].to(p.device if k != "step" else "cpu") for k in keys
-                }
-            return int(meta["step"]), float(meta["seconds"])
+                found = {k: tensors[f"{k}.{name}"] for k in keys}
+                if not found["exp_avg"].shape == found["exp_avg_sq"].shape == p.shape or found["step"].ndim:
+                    raise ValueError(f"the optimiser's state of {name} is of another shape")
+                self.optimiser.state[p] = {k: v.to(p.device if k != "step" else "cpu") for k, v in found.items()}
         except (RuntimeError, KeyError, ValueError) as error:
-            raise ValueError(
-                f"{self.path} does not hold this network; delete it to start again, or give another --out folder"
-            ) from error
+            raise ValueError(f"{self.path} does not hold this network; {remedy}") from error
+        return step, seconds
 
 
 def _settings(recipe: Recipe) -> str:

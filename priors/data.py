@@ -32,6 +32,7 @@ from torch.nn import functional as F
 from invdiff.io import FORMATS, read_image
 from invdiff.phantoms import draw, random_ellipses
 from invdiff.priors.recipe import Recipe
+from invdiff.seeds import seeded
 
 LARGEST_PHANTOM = 512  # pixels across
 PHASE_SPACING = 32  # pixels
@@ -187,7 +188,7 @@ def load_data(recipe: Recipe, data: str | Path | None, held: str | Path | None) 
     if (recipe.images == "ellipses") != (data is None):
         needs = "draws its images itself: leave out" if data is not None else "is trained on files: give"
         raise ValueError(f"the recipe {recipe.name} ({recipe.images}) {needs} --data DIR")
-    generators = (torch.Generator().manual_seed(_seed(recipe.seed, i, 1)) for i in range(sys.maxsize))
+    generators = (seeded(recipe.seed, i, 1) for i in range(sys.maxsize))
     if data is None:
         if held is not None:
             raise ValueError(f"the recipe {recipe.name} draws its held-out images itself: leave out --held DIR")
@@ -251,7 +252,7 @@ class Crops:
     def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
         """Clean crops (B, C, S, S), or their latents, noise levels (B,), and unit noise like the crops."""
         r = self.recipe
-        g = torch.Generator().manual_seed(_seed(r.seed, step))
+        g = seeded(r.seed, step)
         x0 = self.encode(torch.stack([self.draw(g) for _ in range(r.batch)]))
         noise = torch.randn(x0.shape, generator=g)
         log_sigma = r.log_sigma_mean + r.log_sigma_std * torch.randn(r.batch, generator=g)
@@ -268,11 +269,6 @@ def _finished(image: Tensor, kind: str, g: torch.Generator) -> Tensor:
     """What the network sees of an image as it is kept: floats, complex where the kind is."""
     image = image.float() / 255 if image.dtype == torch.uint8 else image
     return with_phase(image, g) if kind == "magnitude" else image
-
-
-def _seed(*key: int) -> int:
-    """A seed for a key of several numbers; torch's CPU generator looks at 32 bits only."""
-    return int(np.random.SeedSequence(key).generate_state(1)[0])
 
 
 def _integer(high: int, g: torch.Generator) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -199,7 +200,7 @@ def _open(name: str, options: dict[str, Any]) -> Any:
         import diffusers
     except ImportError as error:
         raise ImportError(f'diffusers:{name} needs an extra: pip install "invdiff[diffusers]" ({error})') from error
-    if not Path(name).is_dir() and (Path(name).is_absolute() or name.count("/") != 1):
+    if not os.path.isdir(name) and (Path(name).is_absolute() or name.count("/") != 1):
         raise ValueError(f"no pipeline at {name}: there is no such folder, and names on the hub are OWNER/NAME")
     hub = {key: value for key, value in options.items() if key in HUB}
     models: dict[str, Any] = {}
@@ -212,7 +213,7 @@ def _open(name: str, options: dict[str, Any]) -> Any:
                 raise ValueError(f"the weights of its {part} lack {min(report['missing_keys'])}")
         return diffusers.DiffusionPipeline.from_pretrained(name, **models, **options)
     except Exception as error:  # libraries below raise whatever they like for damaged files
-        if isinstance(error, OSError) and not Path(name).is_dir():
+        if isinstance(error, OSError) and not os.path.isdir(name):
             raise ConnectionError(
                 f"{name} is no folder here and could not be downloaded ({one_line(error)}); get it from "
                 f'https://huggingface.co/{name} and give its folder: priors.load("diffusers:FOLDER")'

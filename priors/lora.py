@@ -78,7 +78,7 @@ def merge(net: DenoisingUNet, path: str | Path, sha256: str) -> DenoisingUNet:
         raise ValueError(
             f"{path} holds no adapters (written by `invdiff train --lora`); give it to load as a prior of its own"
         )
-    if not all(header.get(key) for key in HEADER) or not header["rank"].isdecimal() or int(header["rank"]) < 1:
+    if not all(header.get(key) for key in HEADER) or not 1 <= int(header["rank"] if header["rank"].isdecimal() else 0) < 2**31:
         raise ValueError(f"{path}: its header lacks one of {', '.join(HEADER)}; get the file again")
     if header["sha256"] != sha256:
         raise ValueError(

@@ -52,6 +52,8 @@ class Patched(Prior):
             self.mean = self.mean.mean((-2, -1), keepdim=True)
 
     def forward(self, x: Tensor, sigma: float | Tensor, condition: Rows | None = None, **kwargs: Any) -> Tensor:
+        if x.ndim != 4:
+            raise ValueError(f"a prior of patches takes images of shape (B, C, H, W), got {tuple(x.shape)}")
         boxes = tiles(x.shape[-2], x.shape[-1], self.size, self.overlap)
         patches = torch.cat([x[..., rows, columns] for rows, columns in boxes])
         owners = list(range(len(x))) * len(boxes)
@@ -99,6 +101,8 @@ def _evaluate(
     **kwargs: Any,
 ) -> Tensor:
     """``prior`` on ``parts`` (N, C, h, w), ``at_once`` a call, each with noise level and condition of the row that owns it."""
+    if not len(parts):
+        raise ValueError("no images: a prior on parts of images takes a batch (B, C, ...) of at least one, with no empty side")
     rows = 1 + max(owners)
     out = []
     for begin in range(0, len(parts), at_once):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from dataclasses import dataclass, fields, replace
 from importlib import resources
@@ -13,6 +14,7 @@ import yaml
 
 from invdiff.priors.autoencoder import AutoencoderConfig
 from invdiff.priors.network import NetworkConfig
+from invdiff.seeds import check_seed
 
 T = TypeVar("T")
 
@@ -80,21 +82,14 @@ class Recipe:
     @classmethod
     def load(cls, name: str | Path) -> Recipe:
         """Read a recipe that ships (by name) or a YAML file of your own (by path); ``ValueError`` names file and key."""
-        shipped = resources.files("invdiff.priors") / "recipes" / f"{name}.yaml"
-        path = Path(name)
-        if shipped.is_file():
-            text = shipped.read_text()
-        elif path.is_file():
-            text = path.read_text()
-        else:
-            folder = resources.files("invdiff.priors") / "recipes"
-            names = sorted(p.name.removesuffix(".yaml") for p in folder.iterdir())
+        shipped = {p.name.removesuffix(".yaml"): p for p in (resources.files("invdiff.priors") / "recipes").iterdir()}
+        if str(name) not in shipped and not os.path.isfile(name):  # Path.is_file fails on names that are too long
             raise ValueError(
-                f"unknown recipe {str(name)!r}; recipes that ship: {', '.join(names)}, or give a YAML file"
+                f"unknown recipe {str(name)!r}; recipes that ship: {', '.join(sorted(shipped))}, or give a YAML file"
             )
         try:
-            values = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+            values = yaml.safe_load(shipped.get(str(name), Path(name)).read_bytes())
+        except (yaml.YAMLError, UnicodeError) as error:
             raise ValueError(f"recipe {name}: not YAML ({' '.join(str(error).split())})") from None
         if not isinstance(values, dict) or "name" not in values:
             raise ValueError(f"recipe {name}: lines of 'key: value' are needed, the key 'name' among them")
@@ -132,11 +127,9 @@ class Recipe:
         for key in ("ema", "wide_share", "gray_share"):
             if not 0 <= getattr(self, key) <= 1:
                 raise ValueError(f"{key} lies in [0, 1], got {getattr(self, key)}")
-        if self.seed < 0 or not self.sigma_min < self.sigma_max:
-            raise ValueError(
-                "seed is 0 or more and sigma_min below sigma_max, "
-                f"got {self.seed}, {self.sigma_min} and {self.sigma_max}"
-            )
+        check_seed(self.seed)
+        if not self.sigma_min < self.sigma_max:
+            raise ValueError(f"sigma_min lies below sigma_max, got {self.sigma_min} and {self.sigma_max}")
         code = self.code()
         if code is not None and self.crop % code.factor:
             raise ValueError(f"crop is a multiple of {code.factor} with this autoencoder, got {self.crop}")

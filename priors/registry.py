@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,8 @@ def load(
 ) -> Denoiser | LatentPrior:
     """Load a prior: one that ships, one trained by ``invdiff train``, or a published checkpoint of another project.
 
-    ``natural``, ``FILE.safetensors``
-        A name out of :func:`names`, or a file written by ``invdiff train``. A ``LatentPrior`` where the name ends in
+    ``natural``, ``FILE.safetensors``, ``FOLDER``
+        A name out of :func:`names`, a file written by ``invdiff train``, or the folder it wrote it to. A ``LatentPrior`` where the name ends in
         ``-latent``, and where the recipe had an autoencoder. A file of low-rank adapters (:mod:`invdiff.priors.lora`) is loaded
         with the prior it was trained on; where that has moved, ``load(prior, adapter=FILE)`` says where it is.
     ``deepinv:NAME``, ``deepinv:NAME:FILE``
@@ -82,7 +83,10 @@ def load_network(name_or_path: str | Path, adapter: str | Path | None = None) ->
 
 
 def weights_file(name_or_path: str | Path) -> Path:
-    """The file of a prior that ships, which is compared with its checksum, or ``FILE.safetensors``, which is there."""
+    """The file of a prior that ships, which is compared with its checksum, or ``FILE.safetensors``, which is there.
+
+    A folder of ``invdiff train`` stands for the finished weights in it.
+    """
     name, path = str(name_or_path), Path(name_or_path)
     if name in names():
         path = WEIGHTS / f"{name}.safetensors"
@@ -91,11 +95,24 @@ def weights_file(name_or_path: str | Path) -> Path:
                 f"the weights of {name!r} do not match their SHA-256 in {WEIGHTS / 'SHA256SUMS'}: corrupt install, "
                 "reinstall invdiff or train the prior again"
             )
+    elif name and os.path.isdir(name):
+        path = _finished(path)
     elif path.suffix != ".safetensors":
         raise ValueError(_unknown(name))
-    elif not path.is_file():
-        raise ValueError(f"no weights at {path.absolute()}: there is no such file")
+    elif not os.path.isfile(path):  # Path.is_file fails on names that are too long
+        raise ValueError(f"no weights at {str(path.absolute())!r}: there is no such file")
     return path
+
+
+def _finished(folder: Path) -> Path:
+    """The one file of finished weights that ``invdiff train`` wrote into ``folder``, or ``ValueError``."""
+    files = sorted(folder.glob("*.safetensors"))
+    finished = [path for path in files if not path.stem.endswith("checkpoint")]
+    if len(finished) != 1:
+        held = ", ".join(path.name for path in files) or "no .safetensors files"
+        remedy = "give one of them" if finished else "let `invdiff train` finish there first"
+        raise ValueError(f"{folder} is a folder with {len(finished)} files of finished weights, not one: it holds {held}; {remedy}")
+    return finished[0]
 
 
 def sha256(path: Path) -> str:
@@ -106,13 +123,14 @@ def sha256(path: Path) -> str:
 def _checksums() -> dict[str, str]:
     """File name to SHA-256, from lines ``<digest>  <name>`` as sha256sum writes them."""
     path = WEIGHTS / "SHA256SUMS"
-    lines = path.read_text(encoding="ascii").splitlines() if path.is_file() else []
-    return {name.lstrip("*"): digest for digest, name in (line.split(maxsplit=1) for line in lines if line)}
+    lines = path.read_text(encoding="ascii", errors="replace").splitlines() if path.is_file() else []
+    parts = (line.split(maxsplit=1) for line in lines)
+    return {part[1].lstrip("*"): part[0] for part in parts if len(part) == 2}  # a damaged line names no file
 
 
 def _unknown(name: str) -> str:
     return (
         f"unknown prior {name!r}; priors that ship: {', '.join(names()) or 'none'}. "
-        "For weights of your own give the path of a .safetensors file, for those of other projects one of "
+        "For weights of your own give the path of a .safetensors file, or the folder of `invdiff train`, for those of other projects one of "
         f"{', '.join(f'{source}:...' for source in SOURCES)} (help(priors.load))"
     )

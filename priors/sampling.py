@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import chain
+from numbers import Integral
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,6 +16,7 @@ from invdiff.priors.condition import Condition, select, told
 from invdiff.priors.latent import LatentPrior
 from invdiff.priors.wrap import as_prior
 from invdiff.samplers import DPMSolver2M, Estimate, Sampler, ladder, reverse
+from invdiff.seeds import seeded
 
 SAMPLER = DPMSolver2M()
 TOGETHER = 2**18  # pixels computed at a time
@@ -41,11 +42,13 @@ def sample(
         :func:`~invdiff.priors.as_prior` are taken. Of a ``LatentPrior`` latents are drawn and decoded; how many channels the
         images have is then up to its decoder.
     :param condition: what the prior is told of the images, one for all or one an image, as in ``solve``.
-    :raises ValueError: the shape is not four positive numbers, ``steps`` is under 1, or the condition is of another number of images.
+    :raises ValueError: the shape is not four positive whole numbers, ``steps`` no whole number or under 1, ``seed`` not from 0 to 2^32 - 1, or the condition is of another number of images.
     :raises TypeError: the prior is no denoiser of images, or takes no condition and there is one.
     """
-    if len(shape) != 4 or min(shape) < 1:
-        raise ValueError(f"shape is (n, C, H, W), four positive numbers, got {tuple(shape)}")
+    if not isinstance(shape, Sequence) or len(shape) != 4 or not all(_positive(n) for n in shape):
+        raise ValueError(f"shape is (n, C, H, W), four positive whole numbers, got {shape!r}")
+    if not _positive(steps):
+        raise ValueError(f"steps is a whole number, at least 1, got {steps!r}")
     if isinstance(prior, LatentPrior):
         latents = (shape[0], *prior.latent_shape(shape[1:]))
         z = sample(
@@ -70,14 +73,16 @@ def sample(
     for first in range(0, shape[0], chunk):
         images = range(first, min(first + chunk, shape[0]))
         given = {} if rows is None else {"condition": select(rows, images)}
-        keys = [np.random.SeedSequence((seed, i)) for i in images]
-        generators = [torch.Generator().manual_seed(int(key.generate_state(1)[0])) for key in keys]
+        generators = [seeded(seed, i) for i in images]
 
         def randn(generators: list[torch.Generator] = generators) -> Tensor:
             return torch.stack([torch.randn(shape[1:], generator=g) for g in generators]).to(device)
 
         def denoise(x: Tensor, s: float, given: dict[str, Any] = given) -> Estimate:
             x0 = prior(x, s, **given)
+            if not isinstance(x0, Tensor) or x0.shape != x.shape:
+                found = f"a tensor of shape {tuple(x0.shape)}" if isinstance(x0, Tensor) else type(x0).__name__
+                raise TypeError(f"a prior maps noisy images (B, C, H, W) to clean ones of the same shape; of {tuple(x.shape)} this one made {found}")
             return Estimate(x0, (x - x0) / s)
 
         memory: dict[str, Tensor] = {}
@@ -90,6 +95,10 @@ def sample(
             )
         parts.append(x.cpu())
     return torch.cat(parts)
+
+
+def _positive(n: Any) -> bool:
+    return isinstance(n, Integral) and not isinstance(n, bool) and int(n) > 0
 
 
 @torch.no_grad()

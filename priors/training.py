@@ -20,16 +20,17 @@ import hashlib
 import math
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from invdiff.io import write_atomically, write_image
+from invdiff.files import lock, write_atomically
+from invdiff.io import write_image
 from invdiff.priors import cards, registry
 from invdiff.priors.autoencoder import Autoencoder, AutoencoderConfig, latent_prior, reconstruction_loss
 from invdiff.priors.checkpoint import Checkpoint
@@ -80,7 +81,7 @@ def train(
 
     The run ends after ``recipe.steps`` steps, or after ``minutes`` if that comes first; the learning rate
     falls along a cosine of whichever is nearer. ``report(step, fraction_done, loss)`` is called every 20 steps.
-    Ctrl-C writes a checkpoint before it ends the run.
+    Ctrl-C writes a checkpoint before it ends the run. One run works in ``out`` at a time; others raise ``invdiff.files.Locked``.
     """
     if minutes is not None and not minutes > 0:
         raise ValueError(f"minutes is above 0, or None for no limit, got {minutes}")
@@ -94,70 +95,68 @@ def train(
     if lora is not None and isinstance(begin, LatentPrior):
         raise ValueError(f"adapters (--lora) are of priors of images; {start} is one of latents")
     if begin is not None and _shapes(begin) != (recipe.network(), recipe.code()):
-        raise ValueError(
-            f"start: {start} is a network of {', '.join(str(shape) for shape in _shapes(begin) if shape)}, the recipe {recipe.name} asks for "
-            f"{', '.join(str(shape) for shape in (recipe.network(), recipe.code()) if shape)}"
-        )
+        differ = "; ".join(_differences(_shapes(begin), (recipe.network(), recipe.code())))
+        raise ValueError(f"start: {start} has another network than the recipe {recipe.name}: {differ}")
     folder.mkdir(parents=True, exist_ok=True)
+    with lock(folder):
+        torch.manual_seed(recipe.seed)
+        net = DenoisingUNet(recipe.network()).to(target, memory_format=torch.channels_last)
+        if begin is not None:
+            net.load_state_dict((begin.denoiser if isinstance(begin, LatentPrior) else begin).state_dict())
+        begun = f"--start {start}, images {crops.digest}, --held {held} and held-out images {_digest(tests)}"
+        base = ""
+        if start is not None and lora is not None:
+            adapt(net, lora)
+            base = registry.sha256(registry.weights_file(start))
+            begun = f"--lora {lora} on weights {base[:8]}, {begun}"
+        stage = _Stage(folder, "", recipe, begun, recipe.steps, recipe.learning_rate, minutes, checkpoint_every, report)
+        shown = tests[:4]
+        latent: LatentPrior | None = None
+        after = ""
+        if isinstance(begin, LatentPrior):
+            latent = latent_prior(net, begin.autoencoder.to(target))
+        elif recipe.autoencoder is not None:
+            latent, steps, stage = _train_autoencoder(net, crops, shown, recipe.autoencoder, stage)
+            after = f" after {steps} of the autoencoder"
+        if latent is not None:
+            crops.encode = partial(_encode, latent)
 
-    torch.manual_seed(recipe.seed)
-    net = DenoisingUNet(recipe.network()).to(target, memory_format=torch.channels_last)
-    if begin is not None:
-        net.load_state_dict((begin.denoiser if isinstance(begin, LatentPrior) else begin).state_dict())
-    begun = f"--start {start}, images {crops.digest}, --held {held} and held-out images {_digest(tests)}"
-    base = ""
-    if start is not None and lora is not None:
-        adapt(net, lora)
-        base = registry.sha256(registry.weights_file(start))
-        begun = f"--lora {lora} on weights {base[:8]}, {begun}"
-    stage = _Stage(folder, "", recipe, begun, recipe.steps, recipe.learning_rate, minutes, checkpoint_every, report)
-    shown = tests[:4]
-    latent: LatentPrior | None = None
-    after = ""
-    if isinstance(begin, LatentPrior):
-        latent = latent_prior(net, begin.autoencoder.to(target))
-    elif recipe.autoencoder is not None:
-        latent, steps, stage = _train_autoencoder(net, crops, shown, recipe.autoencoder, stage)
-        after = f" after {steps} of the autoencoder"
-    if latent is not None:
-        crops.encode = partial(_encode, latent)
+        def loss(step: int) -> Tensor:
+            x0, sigma, noise = (t.to(target) for t in crops.batch(step))
+            s4 = sigma.view(-1, 1, 1, 1)
+            weight = 1 / s4**2 + 1 / net.std**2  # 1 / c_out^2
+            return (weight * (net(x0 + s4 * noise, sigma) - x0).square()).mean()
 
-    def loss(step: int) -> Tensor:
-        x0, sigma, noise = (t.to(target) for t in crops.batch(step))
-        s4 = sigma.view(-1, 1, 1, 1)
-        weight = 1 / s4**2 + 1 / net.std**2  # 1 / c_out^2
-        return (weight * (net(x0 + s4 * noise, sigma) - x0).square()).mean()
+        def score(ema: DenoisingUNet) -> tuple[str, float]:
+            if latent is None:
+                return "psnr_25", denoising_psnr(ema, shown, 25 / 255)
+            return "rmse_0.3", denoising_rmse(ema, encoded(latent, shown), 0.3)
 
-    def score(ema: DenoisingUNet) -> tuple[str, float]:
-        if latent is None:
-            return "psnr_25", denoising_psnr(ema, shown, 25 / 255)
-        return "rmse_0.3", denoising_rmse(ema, encoded(latent, shown), 0.3)
+        def look(ema: DenoisingUNet) -> None:
+            _sheet(folder / "sheet.png", ema, shown, latent)
 
-    def look(ema: DenoisingUNet) -> None:
-        _sheet(folder / "sheet.png", ema, shown, latent)
-
-    ema, step, seconds = _fit(net, loss, stage, score, look)
-    prior = ema if latent is None else latent_prior(ema, latent.autoencoder)
-    if start is not None and lora is not None:
-        save_adapter(ema, path, str(start if start in registry.names() else Path(start).resolve()), base, lora)
-    else:
-        save_weights(prior, path)
-    source = f"{crops.images} images" if crops.images else "images drawn for it"
-    trained = f"in {step} steps ({seconds / 60:.0f} minutes){after} on {source}"
-    print(f"measuring on {len(measured(tests))} of {len(tests)} held-out images", file=sys.stderr)
-    if begin is not None:
-        way = "" if lora is None else f"as adapters of rank {lora} (LoRA), "
-        trained += f", {way}from the weights of {start}"
-    if isinstance(begin, DenoisingUNet):
-        before = denoising_psnr(begin.to(target), measured(tests), 25 / 255)
-        trained += f", whose PSNR at 25 was {before:.2f} dB on the same held-out images"
-    quality = evaluate(prior, tests, recipe.generated, recipe.crop)
-    if begin is not None and quality.psnr is not None:
-        trained += f", and is {quality.psnr[25]:.2f} dB now"
-    print(f"{path}: {trained}", file=sys.stderr)
-    text = cards.write(recipe, quality, f"{len(tests)} images, {how}", trained)
-    write_atomically(path.with_suffix(".md"), lambda p: p.write_text(text, encoding="utf-8"))
-    return path
+        ema, step, seconds = _fit(net, loss, stage, score, look)
+        prior = ema if latent is None else latent_prior(ema, latent.autoencoder)
+        if start is not None and lora is not None:
+            save_adapter(ema, path, str(start if start in registry.names() else registry.weights_file(start).resolve()), base, lora)
+        else:
+            save_weights(prior, path)
+        source = f"{crops.images} images" if crops.images else "images drawn for it"
+        trained = f"in {step} steps ({seconds / 60:.0f} minutes){after} on {source}"
+        print(f"measuring on {len(measured(tests))} of {len(tests)} held-out images", file=sys.stderr)
+        if begin is not None:
+            way = "" if lora is None else f"as adapters of rank {lora} (LoRA), "
+            trained += f", {way}from the weights of {start}"
+        if isinstance(begin, DenoisingUNet):
+            before = denoising_psnr(begin.to(target), measured(tests), 25 / 255)
+            trained += f", whose PSNR at 25 was {before:.2f} dB on the same held-out images"
+        quality = evaluate(prior, tests, recipe.generated, recipe.crop)
+        if begin is not None and quality.psnr is not None:
+            trained += f", and is {quality.psnr[25]:.2f} dB now"
+        print(f"{path}: {trained}", file=sys.stderr)
+        text = cards.write(recipe, quality, f"{len(tests)} images, {how}", trained)
+        write_atomically(path.with_suffix(".md"), lambda p: p.write_text(text, encoding="utf-8"))
+        return path
 
 
 def _shapes(prior: DenoisingUNet | LatentPrior) -> tuple[NetworkConfig, AutoencoderConfig | None]:
@@ -165,6 +164,16 @@ def _shapes(prior: DenoisingUNet | LatentPrior) -> tuple[NetworkConfig, Autoenco
     if isinstance(prior, LatentPrior):
         return prior.denoiser.config, prior.autoencoder.config
     return prior.config, None
+
+
+def _differences(given: tuple[Any, Any], wanted: tuple[Any, Any]) -> Iterator[str]:
+    """What differs between two shapes of :func:`_shapes`, in words."""
+    for what, a, b in zip(("", "autoencoder "), given, wanted):
+        if (a is None) != (b is None):
+            yield f"it has {'no' if a is None else 'an'} autoencoder, the recipe has {'none' if b is None else 'one'}"
+        elif a is not None:
+            pairs = ((f.name, getattr(a, f.name), getattr(b, f.name)) for f in fields(a))
+            yield from (f"{what}{name} {x} where the recipe has {y}" for name, x, y in pairs if x != y)
 
 
 def _train_autoencoder(

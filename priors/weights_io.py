@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -12,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from invdiff.io import write_atomically
+from invdiff.files import write_atomically
 from invdiff.priors.autoencoder import Autoencoder, AutoencoderConfig, latent_prior
 from invdiff.priors.latent import LatentPrior
 from invdiff.priors.network import DenoisingUNet, NetworkConfig
@@ -91,23 +92,30 @@ def load_weights(path: str | Path) -> DenoisingUNet | LatentPrior:
         )
     try:
         config: dict[str, Any] = json.loads(metadata["config"])
-        prior: DenoisingUNet | LatentPrior
-        if metadata["format"] == UNET:
-            prior = DenoisingUNet(_config(NetworkConfig, config))
-        else:
-            net = DenoisingUNet(_config(NetworkConfig, config["denoiser"]))
-            prior = latent_prior(net, Autoencoder(_config(AutoencoderConfig, config["autoencoder"])))
-    except (LookupError, TypeError, ValueError, RuntimeError) as error:
+        latent = metadata["format"] == LATENT
+        shape = _config(NetworkConfig, config["denoiser"] if latent else config, len(tensors))
+        code = _config(AutoencoderConfig, config["autoencoder"], len(tensors)) if latent else None
+        with torch.device("meta"):  # shapes without memory: the header may ask for any amount
+            outline = _network(shape, code)
+    except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise ValueError(f"{path}: its header does not describe a network ({error!r}); get the file again") from error
-    try:
-        prior.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise ValueError(f"{path}: the weights do not fit the network its header describes ({error})") from error
+    check_fit(outline, tensors, path)
+    prior = _network(shape, code)
+    prior.load_state_dict(tensors)
     return prior.to(memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
 
 
-def _config(kind: type[C], values: dict[str, Any]) -> C:
-    return kind(**{**values, "widths": tuple(values["widths"])})
+def _config(kind: type[C], values: dict[str, Any], tensors: int) -> C:
+    """The shape of a network, of which a file of so many ``tensors`` can hold the weights."""
+    config = kind(**{**values, "widths": tuple(values["widths"])})
+    if len(config.widths) * config.blocks > tensors:
+        raise ValueError(f"{len(config.widths)} levels of {config.blocks} blocks, and {tensors} tensors in the file")
+    return config
+
+
+def _network(shape: NetworkConfig, code: AutoencoderConfig | None) -> DenoisingUNet | LatentPrior:
+    net = DenoisingUNet(shape)
+    return net if code is None else latent_prior(net, Autoencoder(code))
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
@@ -117,8 +125,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     damaged, or holds anything but tensors.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"no weights at {path.absolute()}: there is no such file")
+    if not os.path.isfile(path):  # Path.is_file fails on names that are too long
+        raise ValueError(f"no weights at {str(path.absolute())!r}: there is no such file")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -140,6 +148,12 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 
 def fill(net: nn.Module, state: dict[str, Tensor], source: str | Path) -> None:
     """Load ``state`` into ``net``; ``ValueError`` with the first difference if it is of another architecture."""
+    check_fit(net, state, source)
+    net.load_state_dict(state)
+
+
+def check_fit(net: nn.Module, state: dict[str, Tensor], source: str | Path) -> None:
+    """``ValueError`` with the first difference if ``state`` is of another architecture than ``net``."""
     wanted = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
     wrong = [name for name in {**wanted, **found} if wanted.get(name) != found.get(name)]
@@ -149,7 +163,6 @@ def fill(net: nn.Module, state: dict[str, Tensor], source: str | Path) -> None:
             f"{source}: the weights do not fit {type(net).__name__}: {name} is {found.get(name, 'missing')} in the file, "
             f"{wanted.get(name, 'nothing')} in the network, and {len(wrong) - 1} more differ"
         )
-    net.load_state_dict(state)
 
 
 def check_label(label: int | None, classes: int, source: str | Path) -> None:

@@ -26,6 +26,7 @@ from invdiff.bench import components, contestants, performing, records, running,
 from invdiff.bench import images as sources
 from invdiff.bench import suite as suites
 from invdiff.cli import app
+from invdiff.files import Locked, lock
 from invdiff.priors import DenoisingUNet
 from invdiff.priors.weights_io import save_weights
 
@@ -279,24 +280,24 @@ def test_corrupt_records_are_reported_and_run_again(folder: Path) -> None:
 
 def test_two_at_once_are_refused_and_a_lock_ends_with_its_process(folder: Path) -> None:
     (folder / "out").mkdir()
-    with records.lock(folder / "out"), pytest.raises(records.Locked, match=f"process {os.getpid()}"):
+    with lock(folder / "out"), pytest.raises(Locked, match=f"process {os.getpid()}"):
         run()
     assert not (folder / "out/suite.yaml").exists()
     if sys.platform == "linux":
 
         def hold() -> None:
-            with records.lock(folder / "out"):
+            with lock(folder / "out"):
                 (folder / "held").touch()
                 time.sleep(60)
 
         process = _in_a_fork(hold)
         while not (folder / "held").exists():
             time.sleep(0.01)
-        with pytest.raises(records.Locked), records.lock(folder / "out"):
+        with pytest.raises(Locked), lock(folder / "out"):
             pass
         os.kill(process.pid, signal.SIGKILL)
         process.join()
-    with records.lock(folder / "out"):
+    with lock(folder / "out"):
         pass
 
 

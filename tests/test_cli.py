@@ -288,7 +288,7 @@ ERRORS: dict[str, tuple[list[str], str]] = {
     "uncertainties into a file": (["photos", "o", "--task", "denoise", "--uncertainty", "mask.png"], "mask.png is a file"),
     "too small to estimate": (["2x9.png", "o.png", "--task", "denoise"], "give --noise"),
     "drawing in the transparency": (["a.png", "o.png", "--task", "inpaint", "--mask", "clear.png"], "transparency"),
-    "negative seed": (["a.png", "o.png", "--task", "denoise", "--seed", "-1"], "not negative"),
+    "negative seed": (["a.png", "o.png", "--task", "denoise", "--seed", "-1"], "seed must be at least 0"),
     "damaged picture": (["bad.png", "o.png", "--task", "denoise"], "bad.png: not a readable image"),
     "unknown task": (["a.png", "o.png", "--task", "sharpen"], "tasks: inpaint, deblur, superres, denoise"),
     "no mask": (["a.png", "o.png", "--task", "inpaint"], "inpaint needs --mask"),

@@ -67,7 +67,7 @@ def test_an_image_depends_on_seed_and_place_alone(monkeypatch: pytest.MonkeyPatc
     torch.testing.assert_close(sample(prior, (2, *SHAPE), seed=3, steps=8), many[:2])
     assert float((sample(prior, (5, *SHAPE), seed=4, steps=8) - many).abs().min()) > 0
     for shape, steps in (((1, 4, 4), 8), ((0, 1, 4, 4), 8), ((1, 1, 4, 4), 0)):
-        with pytest.raises(ValueError, match="shape is|steps >= 1"):
+        with pytest.raises(ValueError, match="shape is|steps is"):
             sample(prior, shape, steps=steps)  # type: ignore[arg-type]
 
 
@@ -145,3 +145,16 @@ def test_headers_of_cards(tmp_path: Path) -> None:
             header(weights)
     with pytest.raises(ValueError, match="unknown prior"):
         header("none")
+
+
+def test_what_cannot_be_drawn_is_said() -> None:
+    prior = Gaussian(torch.full(SHAPE, 0.5), 0.04)
+    for shape in ((1, 2, 8), (0, *SHAPE), (2.0, *SHAPE), (-1, *SHAPE), (True, *SHAPE), ("2", *SHAPE), 4):
+        with pytest.raises(ValueError, match="four positive whole numbers, got"):
+            sample(prior, shape)  # type: ignore[arg-type]
+    for steps in (2.5, 0, -1, True, float("inf"), "9"):
+        with pytest.raises(ValueError, match="steps is a whole number, at least 1, got"):
+            sample(prior, (1, *SHAPE), steps=steps)  # type: ignore[arg-type]
+    for made, what in ((3, "int"), (None, "NoneType"), (torch.zeros(1, 1), r"a tensor of shape \(1, 1\)")):
+        with pytest.raises(TypeError, match=f"clean ones of the same shape; .* this one made {what}"):
+            sample(lambda x, sigma, made=made: made, (1, *SHAPE))

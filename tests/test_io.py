@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import struct
-import subprocess
-import sys
 from pathlib import Path
 
 import imagecodecs
@@ -14,7 +12,7 @@ import tifffile
 import torch
 from PIL import Image, ImageCms
 
-from invdiff.io import Meta, check_writable, read_image, read_mask, write_atomically, write_image
+from invdiff.io import Meta, check_writable, read_image, read_mask, write_image
 
 ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
@@ -275,34 +273,3 @@ def test_no_permission_is_found_before_the_work(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("tempfile.TemporaryFile", refuse)
     with pytest.raises(ValueError, match="Permission denied"):
         check_writable(tmp_path / "a.png")
-
-
-def test_what_a_killed_process_left_is_gone_after_the_next_save(tmp_path: Path) -> None:
-    code = (
-        "import os, pathlib, signal; from invdiff.io import write_atomically\n"
-        "def write(p): p.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)\n"
-        "write_atomically(pathlib.Path('a.txt'), write)"
-    )
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False)
-    assert len(list(tmp_path.iterdir())) == 1 and not (tmp_path / "a.txt").exists()
-    long = [tmp_path / f"{'x' * 200}{i}" for i in range(2)]
-    for path in (tmp_path / "a.txt", long[0]):
-        write_atomically(path, lambda p: p.write_text("whole"))
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.txt", long[0].name]
-    used: list[Path] = []  # names that begin alike are no reason to share a file
-    for path in long:
-        write_atomically(path, lambda p: (used.append(p), p.write_text("whole")))
-    assert len(set(used)) == 2
-
-
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
-    path = tmp_path / "a.png"
-    path.write_bytes(b"old")
-
-    def fail(p: Path) -> None:
-        p.write_bytes(b"half")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_atomically(path, fail)
-    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]

@@ -12,6 +12,8 @@ from torch.nn import functional as F
 from invdiff import operators, priors, solve
 from invdiff.operators import Linear
 from invdiff.priors import Gaussian, LatentPrior, covariance
+from invdiff.samplers import Renoise
+from invdiff.solvers import DPS
 
 FACTOR = 2
 SIZE = (1, 3, 4)  # of a latent; an image is (1, 6, 8)
@@ -203,3 +205,10 @@ def test_a_prior_of_other_images_is_refused_before_any_evaluation() -> None:
     latent = LatentPrior(never, pool, gray, channels=1, factor=2)
     with pytest.raises(ValueError, match=r"images of shape \(1, 8, 8\), the operator takes \(3, 8, 8\)"):
         solve(torch.zeros(1, 3, 8, 8), lambda x: x, latent, "dps", noise=0.1)
+
+
+def test_auto_takes_dps_with_renewed_noise_for_latents() -> None:
+    """Of linear operators, too: behind a decoder no proximal step is at hand."""
+    y = measurement(1)
+    result = solve(y, operators.Inpainting(MASK, noise=NOISE), latent(), steps=2, samples=1)
+    assert "a prior of latents" in result.reason and result.solver == DPS(steps=2, sampler=Renoise(eta=1.0), weight=3.0)

@@ -100,15 +100,16 @@ def test_types_are_announced() -> None:
 # Who may import whom (ARCHITECTURE.md): a module imports only what stands lower than itself, or its own room
 
 RANK = {
-    **dict.fromkeys(["samplers", "io", "phantoms", "metrics"], 0),
-    **dict.fromkeys(["operators", "priors", "baseline"], 1),
-    "problem": 2,
-    "solvers": 3,
-    "result": 4,
-    "solving": 5,
-    **dict.fromkeys(["restore", "demo"], 6),
-    "bench": 7,
-    "cli": 8,
+    **dict.fromkeys(["files", "seeds"], 0),
+    **dict.fromkeys(["samplers", "io", "phantoms", "metrics"], 1),
+    **dict.fromkeys(["operators", "priors", "baseline"], 2),
+    "problem": 3,
+    "solvers": 4,
+    "result": 5,
+    "solving": 6,
+    **dict.fromkeys(["restore", "demo"], 7),
+    "bench": 8,
+    "cli": 9,
 }
 SIDEWAYS = {
     ("priors/analytic.py", "operators.noise"),  # closed-form posteriors read the operator's noise level

@@ -184,3 +184,13 @@ def check_volumes(y: Tensor, A: Linear, prior: Any, name: str, noise: Tensor) ->
     torch.testing.assert_close(whole.samples[:, :1], first.samples, rtol=0, atol=1e-7)
     torch.testing.assert_close(whole.residual[:1], first.residual)
     assert whole.samples.shape == (2, 3, *VOLUME) and whole.nfe == 4 * prior.evaluations
+
+
+def test_nothing_to_evaluate_is_said() -> None:
+    for prior, shape in ((Patched(Local(), 8, 2), (0, 2, 9, 9)), (Slices(Local()), (0, 2, 3, 9, 9)), (Slices(Local()), (1, 2, 0, 9, 9))):
+        with pytest.raises(ValueError, match="no images: .* a batch"):
+            prior(torch.zeros(shape), 0.1)
+    with pytest.raises(ValueError, match=r"images of shape \(B, C, H, W\), got \(2, 9, 9\)"):
+        Patched(Local(), 8, 2)(torch.zeros(2, 9, 9), 0.1)
+    with pytest.raises(TypeError, match="a prior is a denoiser .* got inf"):
+        Patched(math.inf, 8, 2)

@@ -8,13 +8,14 @@ import math
 import pickle
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from deepinv.models import Denoiser, MedianFilter
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -190,20 +191,73 @@ def test_bad_files(shipped: Path, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="does not describe a network"):
             priors.load(path)
     nan, inf = float("nan"), float("inf")
+    many = {f"weight{i}": torch.zeros(3) for i in range(9)}
     odd = {"std": [0.0, -0.1, nan, inf, "x"], "mean": [nan, None], "sigma_min": [-0.1, 0.0, 30.0, nan], "sigma_max": [nan, inf]}
     odd |= {"widths": [[], [0], [8.5]], "channels": [0], "blocks": [-1], "patch": [0]}
     for key, value in ((key, value) for key, values in odd.items() for value in values):
         config = json.dumps({"widths": [8, 16], key: value})
-        save_file({"weight": torch.zeros(3)}, path, {"format": "invdiff-unet", "config": config})
+        save_file(many, path, {"format": "invdiff-unet", "config": config})
         with pytest.raises(ValueError, match=f"{path}: its header does not describe a network .*get the file again"):
             priors.load(path)
     save_file({"weight": torch.tensor([0.0, nan])}, path, {"format": "invdiff-unet"})
     with pytest.raises(ValueError, match=f"{path}: weight holds values that are not finite"):
         priors.load(path)
     config = json.dumps({"widths": [8, 16], "blocks": 2})
-    save_file({"weight": torch.zeros(3)}, path, {"format": "invdiff-unet", "config": config})
+    save_file(many, path, {"format": "invdiff-unet", "config": config})
     with pytest.raises(ValueError, match="do not fit"):
         priors.load(path)
+
+
+@pytest.mark.parametrize("huge", [{"blocks": 10**5}, {"widths": [10**5]}, {"widths": [8] * 10**4}, {"patch": 4096}, {"channels": 10**30}])
+def test_a_header_that_asks_for_a_huge_network_is_refused_before_it_is_built(
+    shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, huge: dict[str, Any]
+) -> None:
+    """The weights of one, the header of another; nothing but shapes may be made of it."""
+    tensors, path = load_file(shipped / "tiny.safetensors"), tmp_path / "mine.safetensors"
+    config = asdict(priors.load("tiny").config) | huge
+    save_file(tensors, path, {"format": "invdiff-unet", "config": json.dumps(config)})
+    init = torch.nn.Conv2d.__init__
+
+    def on_meta(self: torch.nn.Conv2d, *args: Any, **kwargs: Any) -> None:
+        assert torch.empty(0).device.type == "meta"
+        init(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.Conv2d, "__init__", on_meta)
+    with pytest.raises(ValueError, match=f"{path}: .*(does not describe|do not fit)"):
+        priors.load(path)
+
+
+def test_names_that_cannot_be_files_are_refused_like_others(shipped: Path) -> None:
+    for name in ("", "n" * 300, "a\0b", ".safetensors", "n" * 300 + ".safetensors", "a\0b.safetensors", "adm:" + "n" * 300, "adm:a\0b"):
+        with pytest.raises(ValueError, match="unknown prior .*priors that ship|no weights at .*no such file") as error:
+            priors.load(name)
+        assert "\0" not in str(error.value)
+
+
+def test_a_damaged_list_of_checksums_is_a_corrupt_install(shipped: Path) -> None:
+    for damage in (b"\xff\xfe\0", b"tiny.safetensors\n", b"\n\n"):
+        (shipped / "SHA256SUMS").write_bytes(damage)
+        with pytest.raises(ValueError, match="SHA256SUMS: corrupt install, reinstall invdiff"):
+            priors.load("tiny")
+
+
+def test_a_folder_stands_for_the_finished_weights_in_it(shipped: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    with pytest.raises(ValueError, match="0 files of finished weights.*it holds no .safetensors files"):
+        priors.load(run)
+    whole = (shipped / "tiny.safetensors").read_bytes()
+    (run / "checkpoint.safetensors").write_bytes(whole)
+    (run / "autoencoder-checkpoint.safetensors").write_bytes(whole)
+    with pytest.raises(ValueError, match="it holds autoencoder-checkpoint.safetensors, checkpoint.safetensors; let `invdiff train` finish"):
+        priors.load(run)
+    (run / "mine.safetensors").write_bytes(whole)
+    (run / "mine.md").write_text("---\nsize: 28\n---\n")
+    assert torch.equal(priors.load(run).stem.weight, priors.load("tiny").stem.weight)
+    assert cards.header(run) == {"size": 28}
+    (run / "mine-lora.safetensors").write_bytes(whole)
+    with pytest.raises(ValueError, match="2 files of finished weights, .*mine-lora.safetensors, mine.safetensors; give one of them"):
+        priors.load(run)
 
 
 def test_every_prior_that_ships_loads_and_has_a_card() -> None:

@@ -17,6 +17,7 @@ from invdiff import demo, phantoms, priors
 from invdiff.bench.components import Room, room_of
 from invdiff.io import FORMATS, read_image
 from invdiff.priors.data import with_phase
+from invdiff.seeds import seeded
 
 
 def photograph(name: str, size: int = 256) -> Tensor:
@@ -42,7 +43,7 @@ def picture(path: str, size: int | None = None, gray: bool = False) -> Tensor:
 def magnitude(path: str, size: int | None = None, seed: int = 0) -> Tensor:
     """An image file as a complex image: the 99th percentile of its magnitude is 1, its phase random and smooth."""
     x = picture(path, size, gray=True)[0]
-    return with_phase(x / float(np.quantile(x.numpy(), 0.99)), torch.Generator().manual_seed(seed))[None]
+    return with_phase(x / float(np.quantile(x.numpy(), 0.99)), seeded(seed))[None]
 
 
 def phantom(size: int = 256, seed: int = 0) -> Tensor:
@@ -57,7 +58,7 @@ def shepp_logan(size: int = 256) -> Tensor:
 
 def complex_phantom(size: int = 192, seed: int = 0) -> Tensor:
     """A random ellipse phantom as a complex image, of random smooth phase."""
-    return with_phase(phantoms.phantom(size, seed), torch.Generator().manual_seed(seed))[None]
+    return with_phase(phantoms.phantom(size, seed), seeded(seed))[None]
 
 
 def drawn(prior: Any, shape: list[int], seed: int = 0, steps: int = 40) -> Tensor:

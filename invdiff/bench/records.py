@@ -1,4 +1,4 @@
-"""Records: one JSON file a run, written whole or not at all, read with suspicion; and the lock of a folder.
+"""Records: one JSON file a run, written whole or not at all, read with suspicion.
 
 ``KEY`` is the first 16 hexadecimal digits of the SHA-256 of the canonical JSON of ``spec``, so that equal runs have one file.
 """
@@ -7,11 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import socket
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -19,6 +15,7 @@ from typing import Any, Literal, TypedDict
 
 from invdiff import __version__
 from invdiff.bench.components import canonical
+from invdiff.files import write_atomically
 
 LIBRARIES = ("torch", "deepinv", "piq", "scikit-image", "numpy", "azula", "bm3d", "PyWavelets")
 
@@ -70,24 +67,12 @@ def versions() -> dict[str, str]:
     return found
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file that is there whole or not at all, even if the machine goes down."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def write(folder: Path, record: Record) -> None:
     """Write a record under its key."""
     text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
-    write_bytes(folder / "runs" / f"{record['key']}.json", text.encode())
+    path = folder / "runs" / f"{record['key']}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda p: p.write_bytes(text.encode()))
 
 
 def load(folder: str | Path) -> tuple[list[Record], list[str]]:
@@ -112,44 +97,3 @@ def _checked(record: Any, name: str) -> Record:
     if not record["key"] == name == key(record["spec"]):
         raise ValueError("its name is not that of its settings")
     return record  # type: ignore[return-value]
-
-
-class Locked(RuntimeError):
-    """Another process works in the folder."""
-
-
-@contextmanager
-def lock(folder: Path) -> Iterator[None]:
-    """Keep other processes out of a folder. The system drops the lock with the process, however it ends.
-
-    :raises Locked: another process holds it.
-    """
-    path = folder / ".lock"
-    with path.open("a+b") as f:
-        try:
-            _acquire(f.fileno())
-        except OSError:
-            f.seek(0)
-            raise Locked(f"{folder} is being worked on by {f.read().decode() or 'another process'}; wait for it, or stop it") from None
-        f.truncate(0)
-        f.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
-        f.flush()
-        for leftover in [*folder.glob(".*.tmp"), *(folder / "runs").glob(".*.tmp"), *(folder / "pictures").glob(".*.tmp")]:
-            leftover.unlink(missing_ok=True)  # of a process that was killed while writing
-        yield
-
-
-if os.name == "nt":  # the byte is beyond what is read, since it cannot be read while it is locked
-
-    def _acquire(descriptor: int) -> None:
-        import msvcrt
-
-        os.lseek(descriptor, 1 << 20, os.SEEK_SET)
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-
-else:
-
-    def _acquire(descriptor: int) -> None:
-        import fcntl
-
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -17,6 +17,7 @@ from invdiff.bench.performing import Done, Job
 from invdiff.bench.records import Record
 from invdiff.bench.suite import Suite
 from invdiff.bench.workers import Given, Processes
+from invdiff.files import lock, write_atomically
 
 TRIES = 3  # of a run that takes its worker down with it
 
@@ -58,12 +59,12 @@ def run(
     :param again: also run again what failed or was refused.
     :param report: called with the progress, at the beginning and after every run.
     :raises ValueError: the suite is wrong, or ``out`` holds another one.
-    :raises invdiff.bench.records.Locked: another process runs in ``out``.
+    :raises invdiff.files.Locked: another process runs in ``out``.
     """
     out = Path(out)
     given = suite if isinstance(suite, Suite) else suites.read(suite, None if images is None else Path(images))
     out.mkdir(parents=True, exist_ok=True)
-    with records.lock(out):
+    with lock(out):
         pool = Given(executor) if executor is not None else Processes(workers, given.threads)
         try:
             if not (out / "suite.yaml").is_file():
@@ -86,7 +87,7 @@ def open_folder(given: Suite, out: Path) -> tuple[Suite, list[str]]:
     path = out / "suite.yaml"
     if not path.is_file():
         frozen = suites.freeze(given)
-        records.write_bytes(path, frozen.yaml().encode())
+        write_atomically(path, lambda p: p.write_bytes(frozen.yaml().encode()))
         return frozen, _changes(frozen)
     frozen = suites.read(path)
     if given.declared != frozen.declared:
@@ -170,7 +171,8 @@ def _record(out: Path, done: Done) -> None:
     """The pictures first, then the record that names them."""
     for name, data in done.files.items():
         if not (out / name).is_file() or done.record["key"] in name:
-            records.write_bytes(out / name, data)
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(out / name, lambda p, data=data: p.write_bytes(data))  # type: ignore[misc]
     records.write(out, done.record)
 
 

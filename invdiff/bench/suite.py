@@ -31,6 +31,7 @@ import yaml
 
 from invdiff.bench.components import Component, build, split, with_defaults
 from invdiff.bench.records import digest, versions
+from invdiff.seeds import check_seed
 
 
 @dataclass(frozen=True)
@@ -236,9 +237,11 @@ def _check(suite: Suite) -> None:
         raise ValueError("it has no images")
     if not suite.tasks or not suite.methods:
         raise ValueError("it has no tasks, or no methods")
-    for name, low in (("samples", 1), ("threads", 1), ("seed", 0)):
+    for name, low in (("samples", 1), ("threads", 1)):
         if getattr(suite, name) < low:
             raise ValueError(f"{name} is at least {low}, got {getattr(suite, name)}")
+    for seed in (suite.seed, *(task.seed for task in suite.tasks.values())):
+        check_seed(seed)
     links: list[tuple[str, list[str], Iterable[str]]] = [
         *((f"tasks.{n}.images", t.images, suite.images) for n, t in suite.tasks.items()),
         *((f"tasks.{n}.methods", t.methods, suite.methods) for n, t in suite.tasks.items()),

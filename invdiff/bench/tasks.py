@@ -21,6 +21,7 @@ from invdiff import operators, priors
 from invdiff.bench.components import Component, Room, build, canonical, find, room_of, split
 from invdiff.operators import Noise, as_noise, from_callable
 from invdiff.priors import registry
+from invdiff.seeds import seeded
 
 TOLERANCE = 1e-4
 
@@ -97,7 +98,7 @@ def measure(A: Physics, law: Noise, truth: Tensor, seed: int) -> Tensor:
     """The measurement of one image, with the noise of a seed."""
     if hasattr(A, "measure"):
         return A.measure(truth, seed)
-    return law.sample(A.A(truth), torch.Generator().manual_seed(seed))
+    return law.sample(A.A(truth), seeded(seed))
 
 
 def frozen(x: Tensor) -> dict[str, Any]:
