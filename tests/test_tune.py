@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import sqlite3
 import sys
 from dataclasses import dataclass
@@ -14,9 +15,10 @@ from torch import Tensor
 
 from invdiff import operators, solvers
 from invdiff.bench import tune
-from invdiff.bench.tune import Example, preset, search, space, with_settings
+from invdiff.bench.tune import Example, search, space
 from invdiff.problem import Problem
 from invdiff.solvers import DPS, Strategy
+from invdiff.solvers.preset import with_settings
 
 pytest.importorskip("optuna", reason="optuna is not installed: pip install 'invdiff[tune]'")
 
@@ -59,14 +61,35 @@ def prior(x: Tensor, sigma: Tensor) -> Tensor:
 def test_the_best_setting_is_found_and_written(tmp_path: Path) -> None:
     told: list[int] = []
     path = search(examples(), "shrink", prior, out=tmp_path, metric="nmse", trials=25, report=lambda done, best: told.append(done))
-    assert preset(path) == Shrink(factor=pytest.approx(0.5, abs=0.1))
+    assert solvers.get(str(path)) == Shrink(factor=pytest.approx(0.5, abs=0.1))
     found = yaml.safe_load(path.read_text())["found"]
     assert found["default"] == pytest.approx(1, rel=0.1) and found["value"] == pytest.approx(0.5, rel=0.1)
-    low, high = found["difference_95"]
-    assert low < found["difference"] < high < 0
+    low, high = found["training"]["difference_95"]
+    assert low < found["training"]["difference"] < high < 0
     assert told == list(range(2, 26))
     with sqlite3.connect(tmp_path / "study.db") as db:
         assert db.execute("select count(*) from trials").fetchone() == (25,)
+
+
+def test_what_is_gained_is_measured_on_images_that_were_not_searched_on(tmp_path: Path) -> None:
+    """Training images whose best factor is 0.5, held ones without noise, for which it is 1: what is gained there is lost here."""
+    clean = [Example(e.truth, e.A, e.truth) for e in examples(2)]
+    found = yaml.safe_load(search(examples(), "shrink", prior, out=tmp_path, metric="nmse", trials=12, held=clean).read_text())
+    factor, gain = found["settings"]["factor"], found["found"]["held"]
+    assert gain["images"] == 2 and gain["difference"] == pytest.approx((1 - factor) ** 2, rel=1e-3)
+    assert found["found"]["training"]["images"] == 3 and found["found"]["training"]["difference"] < 0
+
+
+def test_the_study_is_kept_as_a_table(tmp_path: Path) -> None:
+    path = search(examples(), "shrink", prior, out=tmp_path, metric="nmse", trials=8)
+    with path.with_suffix(".csv").open(newline="") as f:
+        trials = list(csv.DictReader(f))
+    assert len(trials) == 8 and trials[0]["factor"] == "1.0"
+    done = [t for t in trials if t["state"] == "complete"]
+    for t in done:
+        assert float(t["value"]) == pytest.approx(sum(map(float, t["scores"].split())) / 3, rel=1e-4)
+    best = min(done, key=lambda t: float(t["value"]))
+    assert float(best["factor"]) == yaml.safe_load(path.read_text())["settings"]["factor"]
 
 
 def test_a_search_goes_on_and_another_one_is_refused(tmp_path: Path) -> None:
@@ -81,7 +104,7 @@ def test_a_search_goes_on_and_another_one_is_refused(tmp_path: Path) -> None:
 def test_a_preset_is_never_worse_than_the_default(tmp_path: Path) -> None:
     """Nothing in the range is as good as the default, and some diverge: the preset is the default."""
     path = search(examples(), "shrink", prior, out=tmp_path, metric="nmse", trials=4, ranges={"factor": (4.0, 6.0)})
-    assert preset(path) == Shrink() and yaml.safe_load(path.read_text())["settings"] == {"factor": 1.0}
+    assert solvers.get(str(path)) == Shrink() and yaml.safe_load(path.read_text())["settings"] == {"factor": 1.0}
 
 
 def test_what_is_searched_by_default() -> None:

@@ -91,7 +91,10 @@ def open_folder(given: Suite, out: Path) -> tuple[Suite, list[str]]:
     frozen = suites.read(path)
     if given.declared != frozen.declared:
         raise ValueError(f"{out} holds the runs of another suite, or of another state of {given.name}; give another folder")
-    return frozen, _changes(frozen)
+    told = replace(frozen, note=given.note, reference=given.reference)
+    if told != frozen:
+        records.write_bytes(path, told.yaml().encode())
+    return told, _changes(told)
 
 
 def _changes(frozen: Suite) -> list[str]:
