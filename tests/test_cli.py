@@ -375,7 +375,7 @@ def test_help_is_quick_because_nothing_heavy_is_imported() -> None:
 def test_lists_and_version() -> None:
     assert invoke("--version").output == f"invdiff {invdiff.__version__}\n"
     lines = invoke("solvers").output.splitlines()
-    assert [line.split()[0] for line in lines] == solvers.names() and all(len(line) > 20 for line in lines)
+    assert [line.split()[0] for line in lines] == [*solvers.names(), *solvers.presets()] and all(len(line) > 20 for line in lines)
     lines = invoke("priors").output.splitlines()
     assert [line.split()[0] for line in lines if not line.startswith(" ")] == invdiff.priors.names()
     natural = "\n".join(lines).split("natural ")[1]

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import csv
+import re
 import sqlite3
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from torch import Tensor
+from typer.testing import CliRunner
 
 from invdiff import operators, solvers
 from invdiff.bench import tune
 from invdiff.bench.tune import Example, search, space
+from invdiff.cli import app
+from invdiff.priors import DenoisingUNet
+from invdiff.priors.weights_io import save_weights
 from invdiff.problem import Problem
 from invdiff.solvers import DPS, Strategy
 from invdiff.solvers.preset import with_settings
@@ -133,3 +140,26 @@ def test_mistakes_are_named_before_any_work(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(ImportError, match=r"invdiff\[tune\]"):
         search(given, "shrink", prior, out=tmp_path)
+
+
+def test_the_command_says_what_is_gained_and_solve_takes_its_preset(tmp_path: Path) -> None:
+    suite = {
+        "name": "small", "images": {}, "files": {"picture": {"path": "$path", "size": 16}},
+        "tasks": {"denoise": {"operator": "Denoising", "noise": 0.2}}, "methods": {"shrink": None},
+    }  # fmt: skip
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(suite))
+    for folder, count in (("training", 3), ("held", 2)):
+        (tmp_path / folder).mkdir()
+        for i in range(count):
+            pixels = np.random.default_rng(i).integers(0, 100, (16, 16, 3), dtype=np.uint8)  # dark: best at about 0.57
+            Image.fromarray(pixels).save(tmp_path / folder / f"{i}.png")
+    save_weights(DenoisingUNet(widths=(8, 8), blocks=1), tmp_path / "tiny.safetensors")
+    images = [f"--images={tmp_path / 'training'}", f"--held={tmp_path / 'held'}", f"--prior={tmp_path / 'tiny.safetensors'}"]
+    options = [f"--suite={tmp_path / 'small.yaml'}", "--trials=6", "--metric=nmse", "--vary=factor=0.5:1", f"--out={tmp_path / 'out'}"]
+    done = CliRunner().invoke(app, ["tune", "denoise", "--solver=shrink", *images, *options])
+    assert done.exit_code == 0, done.output
+    assert re.search(r"nmse on 3 training images: -0\.\d+, 95 % interval \[.*\]\nnmse on 2 held images: -0\.\d+, ", done.output), done.output
+    tuned = solvers.get(str(tmp_path / "out/preset.yaml"))
+    assert isinstance(tuned, Shrink) and 0.5 < tuned.factor < 0.9
+    wrong = CliRunner().invoke(app, ["tune", "denoise", "--solver=shrink", *images, *options, "--vary=factor"])
+    assert wrong.exit_code == 2 and "--vary is NAME=LOW:HIGH" in wrong.output
