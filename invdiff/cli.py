@@ -323,6 +323,8 @@ def tune(
     def tell(done: int, best: float) -> None:
         typer.echo(f"{done}/{trials}: best {metric} {best:.5g}", err=True)
 
+    if held is not None and held.resolve() == images.resolve():
+        raise ValueError(f"--held {held} is the folder that is searched on; give other images, or leave --held out")
     on = tuning.examples(task, images, suite)
     others = [] if held is None else tuning.examples(task, held, suite)
     path = tuning.search(

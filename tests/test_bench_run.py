@@ -22,7 +22,7 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
-from invdiff import bench
+from invdiff import Result, bench, solvers
 from invdiff.bench import components, contestants, foreign, performing, records, running, tasks, workers
 from invdiff.bench import images as sources
 from invdiff.bench import suite as suites
@@ -499,6 +499,16 @@ def test_birdcage_maps_are_normalised_and_smooth() -> None:
     torch.testing.assert_close(maps.abs().square().sum(0), torch.ones(24, 32))
     assert (maps[:, 1:] - maps[:, :-1]).abs().max() < 0.3
     assert maps[0].abs()[:, -1].mean() > 2 * maps[0].abs()[:, 0].mean()  # the first coil is on the right
+
+
+def test_samples_of_particles_are_scored_by_their_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two particles, one of which has all the weight, scores see that one twice."""
+    samples = torch.stack([torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2)])
+    found = Result(samples, torch.ones(1), 1, 0.0, solvers.get("tds"), 0, log_weights=torch.tensor([[-torch.inf], [0.0]]))
+    monkeypatch.setattr(contestants, "solve", lambda *args, **kwargs: found)
+    A = Denoising(noise=0.1)
+    outcome = contestants.contestant("tds")(Case(samples[0], A, A.noise_model, None, samples[0], 2, 0))
+    assert outcome.samples is not None and torch.equal(outcome.samples, torch.ones(2, 1, 1, 2, 2))
 
 
 # Suites in files

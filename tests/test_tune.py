@@ -161,5 +161,6 @@ def test_the_command_says_what_is_gained_and_solve_takes_its_preset(tmp_path: Pa
     assert re.search(r"nmse on 3 training images: -0\.\d+, 95 % interval \[.*\]\nnmse on 2 held images: -0\.\d+, ", done.output), done.output
     tuned = solvers.get(str(tmp_path / "out/preset.yaml"))
     assert isinstance(tuned, Shrink) and 0.5 < tuned.factor < 0.9
-    wrong = CliRunner().invoke(app, ["tune", "denoise", "--solver=shrink", *images, *options, "--vary=factor"])
-    assert wrong.exit_code == 2 and "--vary is NAME=LOW:HIGH" in wrong.output
+    for option, error in (("--vary=factor", "--vary is NAME=LOW:HIGH"), (f"--held={tmp_path / 'training'}", "is the folder that is searched on")):
+        wrong = CliRunner().invoke(app, ["tune", "denoise", "--solver=shrink", *images, *options, option])
+        assert wrong.exit_code == 2 and error in wrong.output
