@@ -1,4 +1,4 @@
-"""The command line: ``invdiff restore | demo | priors | solvers | train | sample | bench``.
+"""The command line: ``invdiff restore | demo | priors | solvers | train | sample | tune | bench``.
 
 Heavy libraries are imported inside the commands, so that ``--help`` and typing mistakes answer at once. Mistakes end in
 one line ``error: ...`` and exit code 2; exit code 1 means that some pictures of many failed, 130 that you stopped it.
@@ -106,7 +106,7 @@ def restore(
     kernel: Annotated[str | None, typer.Option(help="deblur: gaussian:SIGMA, motion:LENGTH,ANGLE, disk:RADIUS, or a picture of the kernel.")] = None,
     scale: Annotated[int | None, typer.Option(help="superres: how many times larger.")] = None,
     noise: Annotated[float | None, typer.Option(help="Standard deviation of the noise, white being 1. [default: inpaint 0.01, deblur and superres 0.02, denoise estimated]", show_default=False)] = None,
-    solver: Annotated[str, typer.Option(help="A strategy; `invdiff solvers` lists them.")] = "auto",
+    solver: Annotated[str, typer.Option(help="A strategy or a preset; `invdiff solvers` lists them; or a file of `invdiff tune`.")] = "auto",
     budget: Annotated[str, typer.Option(help="Of --solver auto: fast, balanced or exact; `invdiff solvers auto` has the table.")] = "balanced",
     steps: Annotated[int | None, typer.Option(help="Steps of the strategy; its own default if not given.")] = None,
     samples: Annotated[int | None, typer.Option(help="Images drawn; the result is their mean. 1 gives a single, sharper sample.")] = None,
@@ -223,7 +223,7 @@ def list_priors() -> None:
 def list_solvers(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="The strategy to describe.", show_default=False)] = None,
 ) -> None:
-    """List the strategies, or describe one: formula, settings and the BibTeX entry of its paper."""
+    """List the strategies and the presets (settings that were searched for a task), or describe one: formula, settings, BibTeX entry."""
     from inspect import cleandoc
 
     from invdiff import solvers
@@ -237,6 +237,8 @@ def list_solvers(
         return
     for known in solvers.names():
         typer.echo(f"{known:12} {_first_sentence(type(solvers.get(known)).__doc__ or '')}")
+    for preset in solvers.presets():
+        typer.echo(f"{preset:18} {solvers.get(preset)}")
 
 
 def _first_sentence(text: str) -> str:
@@ -314,3 +316,50 @@ def sample(
     for notice in write_image(out, sheet(images)):
         typer.echo(f"note: {notice}", err=True)
     typer.echo(f"sheet: {out}")
+
+
+@app.command()
+def tune(
+    task: Annotated[str, typer.Argument(metavar="TASK", help="A task of the suite.")],
+    solver: Annotated[str, typer.Option(help="The strategy whose settings are searched.")],
+    images: Annotated[Path, typer.Option(help="Folder of training images: others than those the suite measures on.")],
+    out: Annotated[Path, typer.Option(help="Folder for preset.yaml and study.db; a stopped search goes on there.")],
+    suite: Annotated[str, typer.Option(help="A suite or a YAML file.")] = "photos",
+    prior: Annotated[str, typer.Option(help="A prior or a .safetensors file.")] = "natural",
+    trials: Annotated[int, typer.Option(help="How many settings are tried, those that OUT holds included.")] = 40,
+    metric: Annotated[str, typer.Option(help="What is optimised.")] = "psnr",
+    samples: Annotated[int, typer.Option(help="Samples a run.")] = 2,
+    held: Annotated[Path | None, typer.Option(help="Folder of further images, on which the gain is measured at the end.")] = None,
+    seed: Annotated[int, typer.Option(help="Of samples and search.")] = 0,
+    vary: Annotated[list[str] | None, typer.Option(metavar="NAME=LOW:HIGH", help="A setting to search, such as weight=0.1:10; may be repeated. [default: its weights and fractions]", show_default=False)] = None,
+) -> None:  # fmt: skip
+    """Search a strategy's settings on training images and write them as a preset, for --solver and solve."""
+    from invdiff import priors
+    from invdiff.bench import tune as tuning
+    from invdiff.solvers.preset import read
+
+    def tell(done: int, best: float) -> None:
+        typer.echo(f"{done}/{trials}: best {metric} {best:.5g}", err=True)
+
+    if held is not None and held.resolve() == images.resolve():
+        raise ValueError(f"--held {held} is the folder that is searched on; give other images, or leave --held out")
+    on = tuning.examples(task, images, suite)
+    others = [] if held is None else tuning.examples(task, held, suite)
+    path = tuning.search(
+        on, solver, priors.load(prior), out=out, ranges=_ranges(vary), trials=trials, metric=metric, samples=samples, seed=seed,
+        held=others, report=tell,
+    )  # fmt: skip
+    found = read(path)["found"]
+    for name in ("training", *(["held"] if others else [])):
+        ends = found[name]["difference_95"]
+        within = "" if ends is None else f", 95 % interval [{ends[0]:+.3g}, {ends[1]:+.3g}]"
+        typer.echo(f"{metric} on {found[name]['images']} {name} images: {found[name]['difference']:+.3g}{within}")
+    typer.echo(f"preset: {path}")
+
+
+def _ranges(given: list[str] | None) -> dict[str, tuple[float, float]] | None:
+    try:
+        parts = [text.split("=") for text in given or []]
+        return {name: (float(low), float(high)) for name, limits in parts for low, high in [limits.split(":")]} or None
+    except ValueError:
+        raise ValueError(f"--vary is NAME=LOW:HIGH, such as weight=0.1:10, got {given}") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import zlib
 from collections.abc import Callable, Iterator
@@ -28,6 +29,14 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text as it is, in UTF-8, whole or not at all."""
+    write_atomically(path, lambda p: p.write_bytes(text.encode()))
+
+
+_LEFT = re.compile(r"\..{1,40}\.[0-9a-f]{8}\.\d+\.tmp")  # names of temporary files
+
+
 class Locked(RuntimeError):
     """Another process works in the folder."""
 
@@ -48,8 +57,9 @@ def lock(folder: Path) -> Iterator[None]:
         f.truncate(0)
         f.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
         f.flush()
-        for leftover in folder.rglob(".*.tmp"):
-            leftover.unlink(missing_ok=True)  # of a process that was killed while writing
+        for leftover in [*folder.glob(".*.tmp"), *folder.glob("*/.*.tmp")]:
+            if _LEFT.fullmatch(leftover.name):
+                leftover.unlink(missing_ok=True)  # of a process that was killed while writing
         yield
 
 

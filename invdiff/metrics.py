@@ -54,6 +54,8 @@ METRICS: dict[str, Metric] = {
     "gmsd": Metric("GMSD", "", "lower", f"{_PIQ}: of the luma"),
     "haarpsi": Metric("HaarPSI", "", "higher", f"{_PIQ}: 3 scales"),
     "nmse": Metric("NMSE", "", "lower", f"{_DEEPINV}: |x - truth|^2 / |truth|^2"),
+    "psnr_sample": Metric("PSNR of a sample", "dB", "higher", f"{_DEEPINV}: as PSNR, mean over samples"),
+    "ssim_sample": Metric("SSIM of a sample", "", "higher", f"{_PIQ}: as SSIM, mean over samples"),
     "crps": Metric("CRPS", "", "lower", f"{_OWN}: fair estimate, in the unit of the image"),
     "coverage_50": Metric("Coverage 50 %", "", "target", f"{_OWN}: central interval of Student's t", 0.5),
     "coverage_90": Metric("Coverage 90 %", "", "target", f"{_OWN}: central interval of Student's t", 0.9),
@@ -78,8 +80,8 @@ def measure(
     ``x`` and ``truth`` have shape (B, C, H, W), of volumes (B, C, D, H, W); ``samples`` (K, B, C, ...). A score is the mean over the
     batch. ``residual``, ``(y - A(x)) / sigma`` in any shape, is what chi-square needs: 1 is the value of the truth, a smaller one
     fits the noise, a larger one misses the data. ``names`` chooses among :data:`METRICS`, by default all. The value is None where a
-    score does not apply: image too small, weights not on the disk, fewer than 4 samples, no spread to compare with, no
-    residual. Raises ``ValueError`` for shapes that do not match, unknown names, and values that are not finite.
+    score does not apply: image too small, weights not on the disk, no samples, fewer than 4 for scores of their spread, no
+    spread to compare with, no residual. Raises ``ValueError`` for shapes that do not match, unknown names, and values that are not finite.
     """
     import torch
 
@@ -94,8 +96,11 @@ def measure(
         if value is not None and not bool(torch.isfinite(value).all()):
             raise ValueError(f"{what} has values that are not finite; a diverged run has no scores")
     with torch.no_grad():
-        posterior = _posterior(samples.double(), truth.double()) if samples is not None else {}
         images = [_as_images(t.double()) for t in (x, truth)]
+        posterior: dict[str, float | None] = {}
+        if samples is not None:
+            posterior |= _posterior(samples.double(), truth.double())
+            posterior |= {f"{name}_sample": _single(name, samples, images[1]) for name in _SINGLE if f"{name}_sample" in wanted}
         if residual is not None:
             posterior["chi_square"] = float(residual.abs().double().square().mean())
         return {name: posterior.get(name) if name in _POSTERIOR else _image(name, *images) for name in wanted}
@@ -166,8 +171,15 @@ def _scorer(name: str) -> Callable[[Tensor, Tensor], Tensor]:
 
 # Posterior scores
 
+def _single(name: str, samples: Tensor, truth: Tensor) -> float | None:
+    """The mean of the scores of single samples, which look sharper than their mean and lie farther from the truth."""
+    scores = [_image(name, _as_images(s.double()), truth) for s in samples]
+    return None if None in scores else sum(scores) / len(scores)  # type: ignore[arg-type]
+
+
 _SPREAD = ("crps", "coverage_50", "coverage_90", "spread_skill")
-_POSTERIOR = (*_SPREAD, "chi_square")
+_SINGLE = ("psnr", "ssim")
+_POSTERIOR = (*_SPREAD, "chi_square", *(f"{name}_sample" for name in _SINGLE))
 
 
 def _posterior(samples: Tensor, truth: Tensor) -> dict[str, float]:

@@ -86,8 +86,8 @@ class Settings:
         for name in ("steps", "samples", "batch_size"):
             if (getattr(self, name) or 1) < 1 or getattr(self, name) == 0:
                 raise ValueError(f"--{name.replace('_', '-')} is at least 1, got {getattr(self, name)}")
-        if self.solver not in ("auto", *solvers.names()):
-            raise ValueError(f"unknown solver {self.solver!r}; solvers: auto, {', '.join(solvers.names())}")
+        if self.solver != "auto":
+            solvers.get(self.solver)
         if self.budget not in get_args(Budget) or (self.budget != "balanced" and self.solver != "auto"):
             raise ValueError(f"--budget is one of {', '.join(get_args(Budget))}, and for --solver auto, got {self.budget} for {self.solver}")
 

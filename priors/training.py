@@ -29,7 +29,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from invdiff.files import lock, write_atomically
+from invdiff.files import lock, write_text
 from invdiff.io import write_image
 from invdiff.priors import cards, registry
 from invdiff.priors.autoencoder import Autoencoder, AutoencoderConfig, latent_prior, reconstruction_loss
@@ -155,7 +155,7 @@ def train(
             trained += f", and is {quality.psnr[25]:.2f} dB now"
         print(f"{path}: {trained}", file=sys.stderr)
         text = cards.write(recipe, quality, f"{len(tests)} images, {how}", trained)
-        write_atomically(path.with_suffix(".md"), lambda p: p.write_text(text, encoding="utf-8"))
+        write_text(path.with_suffix(".md"), text)
         return path
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import synthetic_records as synthetic
+import yaml
 from PIL import Image
 
 from invdiff.bench import pictures, report
@@ -172,6 +173,7 @@ def test_what_records_say_is_never_markup(tmp_path: Path) -> None:
     data = data_of(page)
     assert data["tasks"] == data["methods"] == [evil] and evil in data["texts"]
     assert f"--task '{evil[:9]}" in data["rows"][0][5], "quoted for the shell"
+    assert "<" not in re.sub(r"`[^`\n]*`", "", page.with_suffix(".md").read_text(encoding="utf-8")), "or it is code"
 
 
 def test_pictures_beyond_the_budget_are_reduced_and_it_is_said(tmp_path: Path) -> None:
@@ -206,6 +208,52 @@ def test_corrupt_records_and_missing_pictures_are_on_the_page(tmp_path: Path) ->
 def test_a_folder_without_records_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has no records"):
         report.write(tmp_path)
+
+
+# The page for a repository
+
+
+def rows_of(text: str, task: str) -> dict[str, list[str]]:
+    """The table of a task in Markdown: the cells of each line by the first."""
+    part = text.split(f"\n## {task}", 1)[1].split("\n## ")[0]
+    cells = [[c.strip() for c in re.split(r"(?<!\\)\|", line)[1:-1]] for line in part.splitlines() if line[:1] == "|"]
+    assert len({len(line) for line in cells}) == 1
+    return {line[0].strip("`"): line[1:] for line in cells}
+
+
+def test_the_markdown_page_has_the_means_and_paired_differences(folder: Path) -> None:
+    text = (folder / "report.md").read_text(encoding="utf-8")
+    records, _ = load(folder)
+    found = {(r["spec"]["method"], r["spec"]["image"]): r["metrics"] for r in records if r["spec"]["task"] == "deblur"}
+    dps, tv = (np.array([found[m, i]["psnr"] for i in synthetic.PHOTOGRAPHS]) for m in ("dps", "total-variation"))
+    table = rows_of(text, "deblur: Gaussian blur of 2 pixels")
+    at = {title: k for k, title in enumerate(table[""])}
+    cells = table["dps"]
+    assert cells[at["PSNR, dB"]].startswith(f"{dps.mean():.2f} ± ")
+    mean, half = interval((dps - tv)[:, None])
+    assert cells[at["PSNR minus `total-variation`, dB"]] == f"{mean[0]:+.2f} ± {half[0]:.2f}"
+    assert cells[at["SSIM"]].startswith(f"{np.mean([found['dps', i]['ssim'] for i in synthetic.PHOTOGRAPHS]):.3f} ± ")
+    assert (cells[at["Evaluations"]], cells[at["Samples"]]) == ("100", "4")
+    assert table["total-variation"][at["PSNR minus `total-variation`, dB"]] == "" and table["total-variation"][at["Error / spread"]] == ""
+    assert [name for name in table if name not in ("", "---")] == [*list(synthetic.METHODS)[:-1], "mcg` (4 of 6 runs)"]
+    assert "mcg" not in rows_of(text, "superres") and "mcg" not in rows_of(text, "All tasks together")
+    assert "- `mcg`, inpaint, deblur: 4 failed, `FloatingPointError: the result is not finite`" in text
+    assert "- `mcg`, superres: 6 refused" in text and "`0123456789abcdef`" in text and "- `dps`: `DPS(steps=100)`" in text
+
+
+def test_the_suite_says_what_is_compared_with_and_noted(tmp_path: Path) -> None:
+    """Scores of the suite's own have columns too, and a lost suite.yaml costs only its texts."""
+    records = [synthetic.record("t", i, m, {"psnr": 20.0 + k, "bias": 0.125}) for i in "ab" for k, m in enumerate("xyz")]
+    suite = {"name": "s", "images": ["a", "b"], "tasks": {"t": {"title": "a task"}}, "methods": list("zyx"), "note": "be <b>warned</b>", "reference": "y"}
+    page = report.write(synthetic.write(tmp_path, records, yaml.safe_dump(suite)), say=lambda text: None)
+    text = page.with_suffix(".md").read_text(encoding="utf-8")
+    table = rows_of(text, "t: a task")
+    assert list(table)[2:] == ["z", "y", "x"] and table[""] == ["PSNR, dB", "PSNR minus `y`, dB", "bias", "Samples"]
+    assert table["z"] == ["22.00 ± 0.00", "+1.00 ± 0.00", "0.125 ± 0", "4"] and table["y"][1] == ""
+    assert "\nbe &lt;b>warned&lt;/b>\n" in text and "be &lt;b&gt;warned" in page.read_text(encoding="utf-8")
+    (tmp_path / "suite.yaml").unlink()
+    report.write(tmp_path, say=lambda text: None)
+    assert "PSNR minus `x`" in page.with_suffix(".md").read_text(encoding="utf-8")
 
 
 # Comparing

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -310,6 +311,20 @@ def test_a_folder_keeps_to_its_suite() -> None:
         run("other.yaml")
 
 
+def test_what_only_readers_need_may_change_after_a_run() -> None:
+    run(only={"method": ["measurement"]})
+    text = yaml.safe_load(SUITE) | {"note": "mind the gap", "reference": "tv"}
+    Path("noted.yaml").write_text(yaml.safe_dump(text, sort_keys=False))
+    assert suites.read("noted.yaml").protocol == suites.read("tiny.yaml").protocol
+    before = suites.read("out/suite.yaml")
+    assert run("noted.yaml", only={"method": ["measurement"]}).skipped == 4
+    after = suites.read("out/suite.yaml")
+    assert (after.note, after.reference, after.protocol) == ("mind the gap", "tv", before.protocol)
+    Path("noted.yaml").write_text(yaml.safe_dump(text | {"reference": "bm3d"}))
+    with pytest.raises(ValueError, match="reference: 'bm3d' is none of auto"):
+        suites.read("noted.yaml")
+
+
 @pytest.mark.parametrize("part", ["image", "measurement", "prior"])
 def test_what_is_not_what_was_frozen_is_refused(folder: Path, part: str) -> None:
     run(only={"method": ["measurement"]})
@@ -432,6 +447,39 @@ def test_suites_that_ship_can_be_built(name: str, folder: Path) -> None:
     assert suite.images or suite.files
 
 
+def test_the_suite_demo_measures_what_the_demo_shows() -> None:
+    from invdiff import demo
+
+    suite = suites.read("demo")
+    assert list(suite.tasks) == [t.name for t in demo.TASKS] and list(suite.images) == list(demo.PHOTOGRAPHS)
+    truth = components.build(suite.images["camera"].source, sources.IMAGES)
+    assert torch.equal(truth, demo.photograph("camera"))
+    for shown in demo.TASKS:
+        task = suite.tasks[shown.name]
+        A, law = tasks.operator(task.operator, task.noise, tuple(truth.shape[1:]))
+        assert task.title == shown.title
+        assert torch.equal(tasks.measure(A, law, truth, task.seed), shown.operator(shown.noise).measure(truth, seed=0))
+
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+@pytest.mark.parametrize("path", [p for p in sorted(DOCS.glob("*.md")) if p.read_text(encoding="utf-8").split()[1] in suites.suites()], ids=str)
+def test_pages_of_suites_in_docs_are_of_todays_strategies(path: Path) -> None:
+    """Every method of the suite has a row for each task that it has, with the settings that it has today."""
+    text = path.read_text(encoding="utf-8")
+    suite = suites.read(text.split()[1])
+    assert f"`invdiff bench run {suite.name} --out DIR` runs it again" in text, "the suite has changed since"
+    settings = text.split("\n## Settings\n")[1]
+    for label, method in suite.methods.items():
+        assert label == "auto" or f"- `{label}`: `{contestants.settings(contestants.complete(method.run))}`" in settings
+    for task in suite.tasks:
+        methods = {m for t, _, m in suite.pairs() if t == task}
+        part = text.split(f"\n## {task}: ")[1].split("\n## ")[0]
+        refused = {m for m in methods if re.search(rf"^- `{re.escape(m)}`,[^`]* {task}\b", text, re.MULTILINE)}
+        assert methods - refused <= set(re.findall(r"^\| `([^`]+)`", part, re.MULTILINE))
+
+
 def test_images_of_a_folder_take_the_place_of_the_suites(folder: Path) -> None:
     from PIL import Image
 
@@ -482,7 +530,7 @@ def test_the_command_line() -> None:
     listed = invoke("suites")
     assert listed.exit_code == 0 and all(name in listed.output for name in suites.suites())
     wrong = invoke("run", "nothing", "--out", "out")
-    assert wrong.exit_code == 2 and "unknown suite 'nothing'; suites that ship: digits, " in wrong.output
+    assert wrong.exit_code == 2 and "unknown suite 'nothing'; suites that ship: demo, digits, " in wrong.output
     assert "give --dask" in invoke("run", "quick", "--out", "out", "--resources", "GPU=1").output
     run(with_methods("mine:raises", "mine:slow"))
     done = invoke("run", "methods.yaml", "--out", "out", "--workers", "1")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import sys
 import time
 from pathlib import Path
@@ -15,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from invdiff import demo, solvers
+from invdiff import solvers
 from invdiff.priors import DenoisingUNet
 from invdiff.priors.weights_io import save_weights
 
@@ -42,9 +41,8 @@ def problems(exactness: Any) -> Any:
 
 
 @pytest.fixture
-def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A prior that takes no time; the side of the demo's photographs is put back afterwards."""
-    monkeypatch.setattr(demo, "SIDE", demo.SIDE)
+def tiny(tmp_path: Path) -> str:
+    """A prior that takes no time."""
     save_weights(DenoisingUNet(widths=(8, 8), blocks=1), tmp_path / "tiny.safetensors")
     return str(tmp_path / "tiny.safetensors")
 
@@ -87,25 +85,6 @@ def test_the_page_is_of_todays_strategies(exactness: Any, problems: Any, name: s
     assert evaluations == row.evaluations
     for page, now in zip((bias, measured, unmeasured), row.accuracy):
         assert abs(page - now) < 0.02, f"run python benchmarks/exactness.py: {row.accuracy}, the page has {cells[name]}"
-
-
-def test_images_goes_on_where_it_was(tiny: str, tmp_path: Path) -> None:
-    images, out = script("images"), tmp_path / "images"
-    options = ["--size=32", "--images", "camera", f"--prior={tiny}", f"--out={out}", "--strategies"]
-    images.main([*options, "diffpir", "--samples=2"])
-    first = out.with_suffix(".jsonl").read_text(encoding="utf-8")
-    assert len(first.splitlines()) == 2 * len(demo.TASKS)  # with total variation
-    images.main([*options, "diffpir", "--samples=1"])  # more samples than that are there
-    assert out.with_suffix(".jsonl").read_text(encoding="utf-8") == first
-    images.main([*options, "diffpir", "ddrm", "--samples=2"])
-    second = out.with_suffix(".jsonl").read_text(encoding="utf-8")
-    assert second.startswith(first) and len(second.splitlines()) == 3 * len(demo.TASKS)
-    runs = [json.loads(line) for line in second.splitlines()]
-    page = out.with_suffix(".md").read_text(encoding="utf-8")
-    for run in runs:
-        psnr, ssim = run["mean"] if run["strategy"] else run["tv"]
-        assert f"{psnr:.2f} / {ssim:.3f}" in page  # of one photograph: the mean is the run itself
-    assert page.count("| `ddrm` |") == page.count("| `diffpir` |") == len(demo.TASKS) + 1
 
 
 def test_overhead_is_measured_for_every_strategy(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:

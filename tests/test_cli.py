@@ -375,7 +375,7 @@ def test_help_is_quick_because_nothing_heavy_is_imported() -> None:
 def test_lists_and_version() -> None:
     assert invoke("--version").output == f"invdiff {invdiff.__version__}\n"
     lines = invoke("solvers").output.splitlines()
-    assert [line.split()[0] for line in lines] == solvers.names() and all(len(line) > 20 for line in lines)
+    assert [line.split()[0] for line in lines] == [*solvers.names(), *solvers.presets()] and all(len(line) > 20 for line in lines)
     for name in solvers.names():
         told = invoke("solvers", name).output
         assert repr(solvers.get(name)) in told and citation(name) in told

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from invdiff import priors
+from invdiff import Result, priors, solvers
 from invdiff.bench import contestants, foreign, performing, tasks
 from invdiff.bench import images as sources
 from invdiff.bench.case import Case
@@ -103,3 +103,13 @@ def test_the_residual_of_the_truth_is_the_noise(prior: DenoisingUNet) -> None:
     residual = performing.residual(truth, case(None, A, truth))
     assert residual is not None and residual.numel() == 3 * round(0.3 * 64**2)
     assert residual.square().mean() == pytest.approx(1, abs=0.1)
+
+
+def test_samples_of_particles_are_scored_by_their_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two particles, one of which has all the weight, scores see that one twice."""
+    samples = torch.stack([torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2)])
+    found = Result(samples, torch.ones(1), 1, 0.0, solvers.get("tds"), 0, log_weights=torch.tensor([[-torch.inf], [0.0]]))
+    monkeypatch.setattr(contestants, "solve", lambda *args, **kwargs: found)
+    A = Denoising(noise=0.1)
+    outcome = contestants.contestant("tds")(Case(samples[0], A, A.noise_model, None, samples[0], 2, 0))
+    assert outcome.samples is not None and torch.equal(outcome.samples, torch.ones(2, 1, 1, 2, 2))

@@ -16,6 +16,7 @@ from invdiff import metrics
 from invdiff.metrics import METRICS, measure
 
 IMAGE = ["psnr", "ssim", "ms_ssim", "fsim", "gmsd", "haarpsi", "nmse"]
+SINGLE = ["psnr_sample", "ssim_sample"]
 POSTERIOR = ["crps", "coverage_50", "coverage_90", "spread_skill"]
 
 
@@ -54,7 +55,7 @@ def test_the_truth_is_best_and_more_noise_is_worse(name: str, channels: int) -> 
     assert perfect == pytest.approx({"psnr": 80, "gmsd": 0, "nmse": 0}.get(name, 1), abs=1e-6)
 
 
-@pytest.mark.parametrize("name", [*IMAGE, *POSTERIOR])
+@pytest.mark.parametrize("name", [*IMAGE, *SINGLE, *POSTERIOR])
 def test_a_batch_is_scored_as_the_mean_of_its_images(name: str) -> None:
     side = 161 if name == "ms_ssim" else 16
     truth, x, samples = rand(3, 1, side, side), rand(3, 1, side, side, seed=2), rand(4, 3, 1, side, side, seed=3)
@@ -92,6 +93,19 @@ def test_ssim_is_the_one_of_scikit_image() -> None:
 
 
 # Posterior samples
+
+
+def test_single_samples_are_scored_each_not_their_mean() -> None:
+    """Samples 0.1 and 0.2 off have 20 and 13.98 dB, their mean 16.48; what applies to images applies to samples."""
+    truth = torch.full((1, 3, 16, 16), 0.5)
+    samples = torch.stack([truth + 0.1, truth + 0.2])
+    assert value("psnr_sample", samples.mean(0), truth, samples) == pytest.approx(16.99, abs=0.01)
+    assert value("psnr", samples.mean(0), truth, samples) == pytest.approx(16.48, abs=0.01)
+    x, samples = rand(1, 3, 16, 16), rand(3, 1, 3, 16, 16, seed=2)
+    alone = [value("ssim", s, x) for s in samples]
+    assert value("ssim_sample", x, x, samples) == pytest.approx(sum(alone) / 3, rel=1e-9)
+    assert measure(x[..., :8], x[..., :8], samples=samples[..., :8], names=SINGLE)["ssim_sample"] is None
+    assert measure(x, x, names=SINGLE) == dict.fromkeys(SINGLE)
 
 
 @pytest.mark.parametrize("count", [4, 10])
@@ -180,7 +194,7 @@ def test_mistakes_are_named() -> None:
 
 
 def test_every_metric_is_described() -> None:
-    assert {*IMAGE, *POSTERIOR, "lpips", "dists", "chi_square"} == set(METRICS)
+    assert {*IMAGE, *SINGLE, *POSTERIOR, "lpips", "dists", "chi_square"} == set(METRICS)
     for metric in METRICS.values():
         assert (metric.better == "target") == (metric.target is not None)
         assert any(char.isdigit() for char in metric.backend), "names the version"

@@ -1,4 +1,4 @@
-"""``invdiff bench suites | run | report | compare | tune``: options and messages; imports the rest only when needed."""
+"""``invdiff bench suites | run | report | compare``: options and messages; imports the rest only when needed."""
 
 from __future__ import annotations
 
@@ -70,10 +70,11 @@ def run(
 
 @app.command()
 def report(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that `invdiff bench run` wrote.")]) -> None:
-    """Write a page of the results, report.html, and tables and plots beside it."""
+    """Write a page of the results, report.html; the same in short, report.md, for a repository; tables and plots."""
     from invdiff.bench.report import write
 
-    typer.echo(f"page: {write(folder, say=lambda text: typer.echo(text, err=True))}")
+    page = write(folder, say=lambda text: typer.echo(text, err=True))
+    typer.echo(f"page: {page}, in short {page.with_suffix('.md')}")
 
 
 @app.command()
@@ -88,42 +89,6 @@ def compare(
     typer.echo(text)
     if regressions:
         raise typer.Exit(1)
-
-
-@app.command()
-def tune(
-    task: Annotated[str, typer.Argument(metavar="TASK", help="A task of the suite.")],
-    solver: Annotated[str, typer.Option(help="The strategy whose settings are searched.")],
-    images: Annotated[Path, typer.Option(help="Folder of training images: others than those the suite measures on.")],
-    out: Annotated[Path, typer.Option(help="Folder for preset.yaml and study.db; a stopped search goes on there.")],
-    suite: Annotated[str, typer.Option(help="A suite or a YAML file.")] = "photos",
-    prior: Annotated[str, typer.Option(help="A prior or a .safetensors file.")] = "natural",
-    trials: Annotated[int, typer.Option(help="How many settings are tried, those that OUT holds included.")] = 40,
-    metric: Annotated[str, typer.Option(help="What is optimised.")] = "psnr",
-    samples: Annotated[int, typer.Option(help="Samples a run.")] = 2,
-    seed: Annotated[int, typer.Option(help="Of samples and search.")] = 0,
-    vary: Annotated[list[str] | None, typer.Option(metavar="NAME=LOW:HIGH", help="A setting to search, such as weight=0.1:10; may be repeated. [default: its weights and fractions]", show_default=False)] = None,
-) -> None:  # fmt: skip
-    """Search a strategy's settings on training images and write them as a preset."""
-    from invdiff import priors
-    from invdiff.bench import tune as tuning
-
-    def tell(done: int, best: float) -> None:
-        typer.echo(f"{done}/{trials}: best {metric} {best:.5g}", err=True)
-
-    on = tuning.examples(task, images, suite)
-    path = tuning.search(
-        on, solver, priors.load(prior), out=out, ranges=_ranges(vary), trials=trials, metric=metric, samples=samples, seed=seed, report=tell
-    )  # fmt: skip
-    typer.echo(f"preset: {path}")
-
-
-def _ranges(given: list[str] | None) -> dict[str, tuple[float, float]] | None:
-    try:
-        parts = [text.split("=") for text in given or []]
-        return {name: (float(low), float(high)) for name, limits in parts for low, high in [limits.split(":")]} or None
-    except ValueError:
-        raise ValueError(f"--vary is NAME=LOW:HIGH, such as weight=0.1:10, got {given}") from None
 
 
 def _resources(text: str | None) -> dict[str, float]:

@@ -34,6 +34,7 @@ from invdiff.bench.components import (
 from invdiff.operators import Noise
 from invdiff.solvers import Strategy
 from invdiff.solvers.auto import Budget
+from invdiff.solvers.preset import is_preset
 from invdiff.solving import solve
 
 Contestant = Callable[[Case], Outcome]
@@ -141,6 +142,8 @@ def complete(component: Component) -> Component:
     """
     if is_auto(component):
         return with_defaults(component, {"auto": _auto})
+    if isinstance(component, str) and is_preset(component):
+        return of_dataclass(solvers.get(component), _NAMES)
     if is_strategy(component):
         return of_dataclass(build(component, CONTESTANTS), _NAMES)
     name, _ = split(component)
@@ -186,4 +189,4 @@ def contestant(component: Component) -> Contestant:
 def _solve(strategy: Strategy, case: Case) -> Outcome:
     result = solve(case.y, case.A, case.prior, strategy, samples=case.samples, seed=case.seed)
     several = len(result.samples) > 1
-    return Outcome(result.x, result.samples if several else None, result.std if several else None)
+    return Outcome(result.x, result.equal() if several else None, result.std if several else None)  # scores weigh samples equally

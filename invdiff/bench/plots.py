@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from invdiff.bench.stats import Study
+from invdiff.files import write_atomically
 
 QUALITY = ("psnr", "nmse", "crps")  # the first one that there is
 COST = ("nfe", "seconds")
@@ -29,9 +31,7 @@ def write(study: Study, folder: Path) -> None:
         figure = _figure(study, task, quality, cost)
         if figure is not None:
             path = folder / (re.sub(r"[^\w.+-]", "_", name) + ".png")
-            temporary = path.with_name(f".{path.name}.tmp")
-            figure.savefig(temporary, format="png", dpi=100)
-            temporary.replace(path)
+            write_atomically(path, partial(figure.savefig, format="png", dpi=100))
 
 
 def _figure(study: Study, task: int, quality: str, cost: str) -> Any:

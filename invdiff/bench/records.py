@@ -15,7 +15,7 @@ from typing import Any, Literal, TypedDict
 
 from invdiff import __version__
 from invdiff.bench.components import canonical
-from invdiff.files import write_atomically
+from invdiff.files import write_text
 
 LIBRARIES = ("torch", "deepinv", "piq", "scikit-image", "numpy", "azula", "bm3d", "PyWavelets")
 
@@ -72,7 +72,7 @@ def write(folder: Path, record: Record) -> None:
     text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
     path = folder / "runs" / f"{record['key']}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda p: p.write_bytes(text.encode()))
+    write_text(path, text)
 
 
 def load(folder: str | Path) -> tuple[list[Record], list[str]]:

@@ -1,7 +1,7 @@
 """Reading a benchmark: ``write(DIR)`` makes one page of it that needs nothing else, and tables and plots beside it.
 
 Written into the folder of the records: ``report.html`` (results with intervals, quality against cost, pictures, failures,
-protocol, and the command for each row), ``results.csv`` and ``results.parquet`` (one line a run), ``summary.csv`` (means and
+protocol, and the command for each row), ``report.md`` (:mod:`invdiff.bench.markdown`), ``results.csv`` and ``results.parquet`` (one line a run), ``summary.csv`` (means and
 intervals) and ``plots/TASK.png``. The page is ``page/report.html`` with its style, script and data filled in; it asks no
 network for anything, and all that comes from records is escaped: the data as JSON without ``<``, which the script
 shows as text only.
@@ -23,9 +23,11 @@ from typing import Any
 
 import yaml
 
-from invdiff.bench import pictures, plots
+from invdiff.bench import markdown, pictures, plots
+from invdiff.bench import suite as suites
 from invdiff.bench.records import Record, load
 from invdiff.bench.stats import COSTS, MEASURES, RESAMPLES, STATUSES, Study
+from invdiff.files import write_atomically, write_text
 
 BUDGET = 24 * 2**20  # bytes of pictures in a page
 SCRIPTS = ("table.js", "plot.js", "pictures.js", "start.js")  # one script in four files
@@ -43,20 +45,29 @@ def write(folder: str | Path, *, budget: int = BUDGET, say: Callable[[str], obje
     if not records:
         raise ValueError(f"{folder} has no records (runs/*.json); `invdiff bench run SUITE --out {folder}` makes them")
     protocol = (folder / "suite.yaml").read_text(encoding="utf-8") if (folder / "suite.yaml").is_file() else ""
-    study = Study(records, *_order(protocol))
+    suite = _suite(protocol)
+    study = Study(records, *_order(suite))
     images, notes = pictures.embed(folder, _wanted(study), budget)
     spreads = {r["pictures"].get("std") for r in records}
     table = list(_lines(study))
-    _write(folder / "results.csv", _csv(table))
-    _write(folder / "summary.csv", _csv(_summary(study)))
+    write_text(folder / "results.csv", _csv(table))
+    write_text(folder / "summary.csv", _csv(_summary(study)))
     _parquet(folder / "results.parquet", table, say)
     plots.write(study, folder / "plots")
     for note in (*problems, *notes):
         say(f"note: {note}")
+    write_text(folder / "report.md", markdown.page(study, suite, [*problems, *notes], _again(suite)))
     page = folder / "report.html"
     whites = {name: pictures.white(folder / name) for name in images if name in spreads}
-    _write(page, _page(study, protocol, _data(study, images, whites, [*problems, *notes])))
+    write_text(page, _page(study, protocol, str(suite.get("note", "")), _data(study, images, whites, [*problems, *notes])))
     return page
+
+
+def _again(suite: dict[str, Any]) -> str:
+    """The command that runs it all again: by name where the suite is one that ships, as it ships."""
+    name = suite.get("name")
+    ships = name in suites.suites() and suites.read(str(name)).protocol == suite.get("declared")
+    return f"invdiff bench run {name if ships else 'suite.yaml'} --out DIR"
 
 
 def command(record: Record) -> str:
@@ -69,24 +80,20 @@ def _command(task: str, method: str) -> str:
     return f"invdiff bench run suite.yaml --out again --task {shlex.quote(task)} --method {shlex.quote(method)}"
 
 
-def _order(protocol: str) -> tuple[list[str], list[str], list[str]]:
-    """Images, tasks and methods in the order of the suite."""
+def _suite(protocol: str) -> dict[str, Any]:
+    """The frozen suite as YAML has it; empty if it is none."""
     try:
-        suite = yaml.safe_load(protocol)
+        suite = yaml.load(protocol, getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # of thousands of images: the fast one
     except yaml.YAMLError:
         suite = None
-    parts = [suite.get(k) if isinstance(suite, dict) else None for k in ("images", "tasks", "methods")]
+    return suite if isinstance(suite, dict) else {}
+
+
+def _order(suite: dict[str, Any]) -> tuple[list[str], list[str], list[str]]:
+    """Images, tasks and methods in the order of the suite."""
+    parts = [suite.get(k) for k in ("images", "tasks", "methods")]
     images, tasks, methods = ([str(name) for name in part] if isinstance(part, (dict, list)) else [] for part in parts)
     return images, tasks, methods
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8", newline="")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 # Tables
@@ -145,9 +152,7 @@ def _parquet(path: Path, lines: list[dict[str, Any]], say: Callable[[str], objec
     # What is no number is text, whatever a user's suite puts there (noise may be a law).
     number = {name for name in lines[0] if all(isinstance(line[name], (int, float, type(None))) for line in lines)}
     columns = {k: [v if k in number or v is None else str(v) for v in (line[k] for line in lines)] for k in lines[0]}
-    temporary = path.with_name(f".{path.name}.tmp")
-    parquet.write_table(pyarrow.table(columns), temporary)
-    temporary.replace(path)
+    write_atomically(path, lambda p: parquet.write_table(pyarrow.table(columns), p))
 
 
 # The page
@@ -159,11 +164,12 @@ def _wanted(study: Study) -> list[str]:
     return [study.records[i]["pictures"][k] for i in order for k in ("truth", "y", "x", "std") if k in study.records[i]["pictures"]]
 
 
-def _page(study: Study, protocol: str, data: dict[str, Any]) -> str:
+def _page(study: Study, protocol: str, note: str, data: dict[str, Any]) -> str:
     first = study.records[0]
     texts = {
         "title": f"{first['suite']}: benchmark of invdiff",
         "suite": first["suite"],
+        "note": note,
         "protocol": ", ".join(sorted({r["protocol"] for r in study.records})),
         "protocol_text": protocol or "suite.yaml is not in the folder",
         "versions": "; ".join(sorted({" ".join(f"{k} {v}" for k, v in sorted(r["versions"].items())) for r in study.records})),
@@ -236,13 +242,13 @@ def _data(study: Study, images: dict[str, str], whites: dict[str, float | None],
 def _rows(study: Study, task: int | None) -> Iterator[list[Any]]:
     """``[task, method, [ok, failed, refused], means, halves, command]`` of what ran; -1 is all tasks together."""
     mean, half = study.means(task)
-    counts = study.counts.sum(0) if task is None else study.counts[task]
+    counts = study.counts_of(task)
     methods = {name: record["spec"]["method"] for name, record in zip(study.labels, study.records, strict=True)}
     for method, name in enumerate(study.methods):
-        if counts[method].any() and (task is not None or bool((mean[method] == mean[method]).any())):
+        if any(counts[method]) and (task is not None or bool((mean[method] == mean[method]).any())):
             again = "" if task is None else _command(study.tasks[task], methods[name])
             values = [[_short(v) for v in part[method].tolist()] for part in (mean, half)]
-            yield [-1 if task is None else task, method, counts[method].tolist(), *values, again]
+            yield [-1 if task is None else task, method, counts[method], *values, again]
 
 
 def _differences(study: Study, task: int | None) -> list[list[Any]]:

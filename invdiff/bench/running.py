@@ -17,7 +17,7 @@ from invdiff.bench.performing import Done, Job
 from invdiff.bench.records import Record
 from invdiff.bench.suite import Suite
 from invdiff.bench.workers import Given, Processes
-from invdiff.files import lock, write_atomically
+from invdiff.files import lock, write_atomically, write_text
 
 TRIES = 3  # of a run that takes its worker down with it
 
@@ -87,12 +87,15 @@ def open_folder(given: Suite, out: Path) -> tuple[Suite, list[str]]:
     path = out / "suite.yaml"
     if not path.is_file():
         frozen = suites.freeze(given)
-        write_atomically(path, lambda p: p.write_bytes(frozen.yaml().encode()))
+        write_text(path, frozen.yaml())
         return frozen, _changes(frozen)
     frozen = suites.read(path)
     if given.declared != frozen.declared:
         raise ValueError(f"{out} holds the runs of another suite, or of another state of {given.name}; give another folder")
-    return frozen, _changes(frozen)
+    told = replace(frozen, note=given.note, reference=given.reference)
+    if told != frozen:
+        write_text(path, told.yaml())
+    return told, _changes(told)
 
 
 def _changes(frozen: Suite) -> list[str]:

@@ -12,8 +12,9 @@
       dps-20: {run: {DPS: {steps: 20}}}
 
 ``source``, ``operator``, ``noise``, ``prior`` and ``run`` are components (:mod:`invdiff.bench.components`). A task may name its own
-``images``, ``methods``, ``prior``, ``seed`` (of the noise) and ``judge``; a method its ``tasks`` and ``samples``. Freezing adds what else
-determines the scores: checksums of images, measurements and priors, all settings of the methods, what "auto" chooses,
+``images``, ``methods``, ``prior``, ``seed`` (of the noise) and ``judge``; a method its ``tasks`` and ``samples``. What only readers of the
+results need is no part of the protocol, and may change after a run: ``note``, a paragraph, and ``reference``, the method that others are
+compared with. Freezing adds what else determines the scores: checksums of images, measurements and priors, all settings of the methods, what "auto" chooses,
 the metrics with their back ends, and the versions it was made with. A frozen suite is a suite.
 """
 
@@ -80,6 +81,8 @@ class Suite:
     tasks: dict[str, Task]
     methods: dict[str, Method]
     about: str = ""
+    note: str = ""
+    reference: str = ""
     seed: int = 0
     samples: int = 4
     threads: int = 1
@@ -92,8 +95,8 @@ class Suite:
 
     @property
     def protocol(self) -> str:
-        """16 digits that name the suite."""
-        return digest(self.yaml().encode())
+        """16 digits that name the suite: all of it but what only readers need."""
+        return digest(replace(self, note="", reference="").yaml().encode())
 
     def yaml(self) -> str:
         """The suite as the text of a file; settings that have their default value are left out."""
@@ -243,6 +246,7 @@ def _check(suite: Suite) -> None:
     for seed in (suite.seed, *(task.seed for task in suite.tasks.values())):
         check_seed(seed)
     links: list[tuple[str, list[str], Iterable[str]]] = [
+        ("reference", [suite.reference] if suite.reference else [], suite.methods),
         *((f"tasks.{n}.images", t.images, suite.images) for n, t in suite.tasks.items()),
         *((f"tasks.{n}.methods", t.methods, suite.methods) for n, t in suite.tasks.items()),
         *((f"methods.{n}.tasks", m.tasks, suite.tasks) for n, m in suite.methods.items()),

@@ -2,19 +2,20 @@
 
     examples = tune.examples("deblur", Path("training"), suite="photos")
     path = tune.search(examples, "diffpir", priors.load("natural"), out=Path("runs/tuned"), trials=40)
-    solve(y, A, prior, tune.preset(path))
+    solve(y, A, prior, str(path))
 
 The first trial is the strategy as it is, so that a preset is never worse on these images; the images have to be others than those a
-benchmark measures on. The folder holds ``preset.yaml`` and the whole study, ``study.db``, which ``optuna-dashboard`` opens and
-from which a search that was stopped goes on.
+benchmark measures on. The folder holds ``preset.yaml`` (:mod:`invdiff.solvers.preset`), ``preset.csv`` with all trials, and
+``study.db``, which ``optuna-dashboard`` opens and from which a search that was stopped goes on.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,8 +25,10 @@ from torch import Tensor
 
 from invdiff import solvers
 from invdiff.bench.stats import interval
+from invdiff.files import write_text
 from invdiff.metrics import METRICS, measure
 from invdiff.solvers import Strategy
+from invdiff.solvers.preset import with_settings
 from invdiff.solving import solve
 
 if TYPE_CHECKING:
@@ -79,17 +82,6 @@ def space(strategy: Strategy) -> dict[str, tuple[float, float]]:
     return found
 
 
-def with_settings(strategy: Any, settings: Mapping[str, Any]) -> Any:
-    """The strategy with other settings, by name as in :func:`space`. ``ValueError`` for one that it does not have."""
-    for name, value in settings.items():
-        head, _, rest = name.partition(".")
-        if not is_dataclass(strategy) or head not in {f.name for f in fields(strategy)}:
-            raise ValueError(f"{type(strategy).__name__} has no setting {head!r}; it is {strategy!r}")
-        inner = with_settings(getattr(strategy, head), {rest: value}) if rest else value
-        strategy = replace(strategy, **{head: inner})  # type: ignore[type-var]
-    return strategy
-
-
 def search(
     on: Sequence[Example],
     solver: str,
@@ -101,6 +93,7 @@ def search(
     metric: str = "psnr",
     samples: int = 2,
     seed: int = 0,
+    held: Sequence[Example] = (),
     report: Callable[[int, float], None] = lambda done, best: None,
 ) -> Path:
     """Search the settings of ``solver`` that are best on examples, and return the path of the preset.
@@ -108,7 +101,8 @@ def search(
     ``ranges`` says what is searched, name to (lowest, highest), logarithmic from a factor of ten on; by default :func:`space`.
     ``metric`` is any of ``invdiff.metrics.METRICS`` (posterior ones need ``samples`` >= 4): its mean over the examples, or the
     distance from its target, is optimised. A trial that is worse than the median after some of the images is not
-    finished. ``trials`` counts those that ``out`` already holds. ``report`` is told how many are done, and the best value.
+    finished. ``trials`` counts those that ``out`` already holds. What the best of many trials gains on the images it was chosen on
+    is more than it gains on others: on ``held`` ones it is measured once, at the end. ``report`` is told how many are done, and the best value.
 
     Raises ``ValueError`` if the strategy refuses the task, or if ``out`` holds the study of another search.
     """
@@ -163,16 +157,15 @@ def search(
     while done() < trials:
         study.optimize(objective, n_trials=1, catch=(ValueError, ArithmeticError))  # settings that are refused or diverge
         report(done(), study.best_value)
-    path = out / "preset.yaml"
-    settings = {name: study.best_trial.params.get(name, default) for name, default in defaults.items()}
-    _write(path, study, solver, {k: v for k, v in settings.items() if v is not None}, what)
-    return path
-
-
-def preset(path: str | Path) -> Strategy:
-    """The strategy of a preset."""
-    found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    return with_settings(solvers.get(found["solver"]), found["settings"])
+    best = study.best_trial
+    settings = {k: v for k, v in {**defaults, **best.params}.items() if v is not None}
+    gains = {"training": np.subtract(best.user_attrs["scores"], _defaults(study)[0].user_attrs["scores"])}
+    if held:
+        tuned, default = ([_score(e, s, prior, metric, samples, seed) for e in held] for s in (with_settings(start, settings), start))
+        gains["held"] = np.subtract(tuned, default)
+    write_text(out / "preset.csv", _csv(study, defaults))
+    write_text(out / "preset.yaml", _yaml(study, solver, settings, what, gains))
+    return out / "preset.yaml"
 
 
 def _optuna() -> Any:
@@ -214,25 +207,29 @@ def _score(example: Example, strategy: Strategy, prior: Any, metric: str, sample
     return value if target is None else abs(value - target)
 
 
-def _write(path: Path, study: Any, solver: str, settings: dict[str, Any], what: dict[str, Any]) -> None:
+def _csv(study: Any, defaults: Mapping[str, Any]) -> str:
+    """One line a trial: its settings, and the scores of the images that it came to."""
+    lines: list[list[Any]] = [["trial", "state", "value", *defaults, "scores"]]
+    for t in study.trials:
+        settings = defaults if t.user_attrs.get("default") else t.params
+        scores = " ".join(f"{v:.6g}" for v in t.user_attrs.get("scores", []))
+        lines.append([t.number, t.state.name.lower(), t.value, *(settings.get(name) for name in defaults), scores])
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows(lines)
+    return out.getvalue()
+
+
+def _yaml(study: Any, solver: str, settings: dict[str, Any], what: dict[str, Any], gains: Mapping[str, Any]) -> str:
     """The preset: the settings of the best trial, and how they were found."""
-    first, best = _defaults(study)[0], study.best_trial
-    gains = np.subtract(best.user_attrs["scores"], first.user_attrs["scores"])[:, None]
-    mean, half = interval(gains)
     facts = {
         "metric": what["metric"] + ("" if METRICS[what["metric"]].target is None else ", distance from its target"),
-        "value": float(best.value),
-        "default": float(first.value),
-        "difference": float(mean[0]),
-        "difference_95": None if math.isnan(half[0]) else [float(mean[0] - half[0]), float(mean[0] + half[0])],
-        "images": what["images"],
-        "samples": what["samples"],
-        "trials": len(study.trials),
-        "ranges": what["ranges"],
-        "study": "study.db",
+        "value": float(study.best_value),
+        "default": float(_defaults(study)[0].value),
     }
-    text = "# Tuned on these training images: on others the gain may be less. Read by invdiff.bench.tune.preset.\n"
-    text += yaml.safe_dump({"solver": solver, "settings": settings, "found": facts}, sort_keys=False)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    for name, values in gains.items():
+        (mean,), (half,) = interval(values[:, None])
+        ends = None if math.isnan(half) else [float(mean - half), float(mean + half)]
+        facts[name] = {"images": len(values), "difference": float(mean), "difference_95": ends}
+    facts |= {"samples": what["samples"], "trials": len(study.trials), "ranges": what["ranges"]}
+    text = "# Found by invdiff tune. `training` is what was gained on the images that were searched on: on others it may be less.\n"
+    return text + yaml.safe_dump({"solver": solver, "settings": settings, "found": facts}, sort_keys=False)

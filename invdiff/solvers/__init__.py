@@ -1,4 +1,4 @@
-"""The strategies, one file each; ``names()`` lists them, ``get(name)`` gives one with its defaults."""
+"""The strategies, one file each; ``names()`` lists them, ``get(name)`` gives one with its defaults, or as a preset has it."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from invdiff.solvers.mmps import MMPS
 from invdiff.solvers.particles import Particles
 from invdiff.solvers.pigdm import PiGDM
 from invdiff.solvers.pnpdm import PnPDM
+from invdiff.solvers.preset import is_preset, presets, read, with_settings
 from invdiff.solvers.reddiff import REDDiff
 from invdiff.solvers.spectral import DDNM, DDRM, DDNMPlus
 from invdiff.solvers.tds import TDS
@@ -45,6 +46,7 @@ __all__ = [
     "choose",
     "get",
     "names",
+    "presets",
 ]
 
 STRATEGIES: dict[str, type[Strategy]] = {
@@ -76,13 +78,20 @@ def names() -> list[str]:
 def get(name: str | Strategy) -> Strategy:
     """The strategy of that name with its default settings (a strategy is handed back as it is).
 
-    An unknown name raises ``ValueError`` with the list, anything else ``TypeError``.
+    A preset, by its name (``presets()`` lists them: ``"diffpir@deblur"``) or by the path of its file, gives the strategy with its
+    settings. An unknown name raises ``ValueError`` with the list, anything else ``TypeError``.
     """
     if isinstance(name, Strategy):
         return name
     if not isinstance(name, str):
         raise TypeError(f"solver must be a name or a strategy such as DPS(steps=50), got {name!r}")
+    if is_preset(name):
+        found = read(name)
+        try:
+            return with_settings(get(found["solver"]), found["settings"])
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"preset {name}: {error}") from None
     if name.lower() not in STRATEGIES:
-        raise ValueError(f"unknown solver {name!r}; known: auto, {', '.join(names())}")
+        raise ValueError(f"unknown solver {name!r}; known: auto, {', '.join([*names(), *presets()])}")
     return STRATEGIES[name.lower()]()
 
