@@ -530,7 +530,7 @@ def test_the_command_line() -> None:
     listed = invoke("suites")
     assert listed.exit_code == 0 and all(name in listed.output for name in suites.suites())
     wrong = invoke("run", "nothing", "--out", "out")
-    assert wrong.exit_code == 2 and "unknown suite 'nothing'; suites that ship: demo, digits, " in wrong.output
+    assert wrong.exit_code == 2 and "unknown suite 'nothing'; suites that ship: demo, denoising, digits, " in wrong.output
     assert "give --dask" in invoke("run", "quick", "--out", "out", "--resources", "GPU=1").output
     run(with_methods("mine:raises", "mine:slow"))
     done = invoke("run", "methods.yaml", "--out", "out", "--workers", "1")
