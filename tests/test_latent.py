@@ -67,7 +67,7 @@ def measurement(batch: int) -> Tensor:
 def test_images_are_drawn_from_the_posterior_of_the_latents() -> None:
     """DPS, which is near and not exact: means within a part of the posterior's spread, which they share, pixel by pixel."""
     y = measurement(2)
-    result = solve(y, operators.Inpainting(MASK, noise=NOISE), latent(), samples=64, steps=60)
+    result = solve(y, operators.Inpainting(MASK, noise=NOISE), latent(), "dps", samples=64, steps=60)
     assert result.samples.shape == (64, 2, 1, 6, 8) and type(result.solver).__name__ == "DPS" and result.nfe == 60
     exact = gaussian().posterior(y - MASK / 2, Blocks(MASK, NOISE))
     mean, std = decode(exact.mean), decode(exact.std[None]) - 0.5

@@ -66,7 +66,7 @@ def operator_norm(p: Problem) -> Tensor:
         x = mean.expand(len(p.y), *p.randn.shape).contiguous()
         if p.spectral:
             p.A.A(x)  # a blur learns its singular values from the size of an image
-            p.cache["norm"] = p.A.mask.abs().flatten(1).amax(1).view(-1, *[1] * (x.ndim - 1))
+            p.cache["norm"] = torch.atleast_2d(p.A.mask.abs()).flatten(1).amax(1).view(-1, *[1] * (x.ndim - 1))
         else:
             p.cache["norm"] = _power_iteration(p, x)
     return p.cache["norm"]
