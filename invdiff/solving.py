@@ -61,7 +61,7 @@ def solve(
         A denoiser ``prior(x, sigma)``: from ``priors.load``, from deepinv, or any module or function with that call. With a
         ``priors.LatentPrior`` latents are drawn, and the result holds the images they decode to.
     ``solver``
-        A name from ``invdiff.solvers.names()``, a preset such as ``"diffpir@deblur"`` from ``invdiff.solvers.presets()``, a strategy
+        A name from ``invdiff.solvers.names()``, a preset such as ``"diffpir@superres"`` from ``invdiff.solvers.presets()``, a strategy
         object such as ``DPS(weight=0.5)``, or ``"auto"``: chosen by what ``A`` offers.
 
     Other arguments:

@@ -222,6 +222,9 @@ def test_auto_goes_by_the_budget() -> None:
             assert len(result.samples) == (1 if kind is Tweedie else count)
             assert repr(solvers.auto.RULES[0].exact) in solvers.auto.table()
     y = blur.measure(prior.sample(1, seed=0).double())
+    for budget in expected:
+        with pytest.raises(ValueError, match="samples must be at least 1"):
+            solve(y, blur, prior, samples=0, budget=budget)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="fast, balanced, exact"):
         solve(y, blur, prior, budget="cheap")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="for solver='auto'"):

@@ -78,7 +78,7 @@ def names() -> list[str]:
 def get(name: str | Strategy) -> Strategy:
     """The strategy of that name with its default settings (a strategy is handed back as it is).
 
-    A preset, by its name (``presets()`` lists them: ``"diffpir@deblur"``) or by the path of its file, gives the strategy with its
+    A preset, by its name (``presets()`` lists them: ``"diffpir@superres"``) or by the path of its file, gives the strategy with its
     settings. An unknown name raises ``ValueError`` with the list, anything else ``TypeError``.
     """
     if isinstance(name, Strategy):

@@ -116,7 +116,8 @@ def choose(
         raise ValueError(f"budget is one of {', '.join(get_args(Budget))}, got {budget!r}")
     rule = next(rule for rule in RULES if rule.holds(A, noise, samples is not None or budget == "exact"))
     strategy: Strategy = getattr(rule, budget)
-    count = samples or (1 if isinstance(strategy, Tweedie) else SAMPLES[budget])
+    default = 1 if isinstance(strategy, Tweedie) else SAMPLES[budget]
+    count = default if samples is None else samples
     return strategy, count, f"{rule.kind}: {_EXACT if budget == 'exact' else rule.reason}"
 
 

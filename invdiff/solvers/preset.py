@@ -1,6 +1,6 @@
 """Presets: a strategy with settings that were searched for a task.
 
-Those that ship have names such as ``diffpir@deblur``; beside ``presets/NAME.yaml`` lies the study it comes from, ``NAME.csv``, one line
+Those that ship have names such as ``diffpir@superres``; beside ``presets/NAME.yaml`` lies the study it comes from, ``NAME.csv``, one line
 a trial. ``invdiff tune`` writes others, which are read by their path, ``runs/tuned/preset.yaml``.
 """
 
