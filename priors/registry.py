@@ -65,21 +65,21 @@ def load(
 
 def load_network(name_or_path: str | Path, adapter: str | Path | None = None) -> DenoisingUNet | LatentPrior:
     """Networks of this project: of a prior that ships, or of a file of weights or adapters written by ``invdiff train``."""
-    path = weights_file(name_or_path)
-    if adapter is not None:
-        net = load_network(path)
-        if isinstance(net, LatentPrior):
-            raise ValueError(f"{name_or_path} is a prior of latents; adapters are of priors of images")
-        return lora.merge(net, weights_file(adapter), sha256(path))
-    base = lora.base_of(path)
-    if base is None:
-        return load_weights(path)
-    if Path(base).resolve() == path.resolve():
-        raise ValueError(f"{path}: its header names the file itself as the prior it belongs to; get the file again")
-    try:
-        return load_network(base, path)
-    except ValueError as error:
-        raise ValueError(f"{error}. {path} holds adapters of {base}: priors.load(PRIOR, adapter=FILE) says where that is") from error
+    files = [weights_file(f) for f in (name_or_path, adapter) if f is not None][::-1]  # adapters first, what they are of last
+    while (base := lora.base_of(files[-1])) is not None:
+        try:
+            file = weights_file(base)
+        except ValueError as error:
+            raise ValueError(f"{error}. {files[-1]} holds adapters of {base}: priors.load(PRIOR, adapter=FILE) says where that is") from error
+        if file.resolve() in [f.resolve() for f in files]:
+            raise ValueError(f"{file}: its header names the file itself as the prior it belongs to, or one that does; get the file again")
+        files.append(file)
+    net = load_weights(files[-1])
+    if isinstance(net, LatentPrior) and len(files) > 1:
+        raise ValueError(f"{files[-1]} is a prior of latents; adapters are of priors of images")
+    for of, file in zip(files[:0:-1], files[-2::-1]):
+        net = lora.merge(net, file, sha256(of))  # type: ignore[arg-type]
+    return net
 
 
 def weights_file(name_or_path: str | Path) -> Path:

@@ -23,7 +23,7 @@ import yaml
 from typer.testing import CliRunner
 
 from invdiff import bench
-from invdiff.bench import components, contestants, performing, records, running, tasks, workers
+from invdiff.bench import components, contestants, performing, records, report, running, tasks, workers
 from invdiff.bench import images as sources
 from invdiff.bench import suite as suites
 from invdiff.cli import app
@@ -225,6 +225,8 @@ def test_import_paths_name_operators_strategies_and_judges_of_ones_own() -> None
 
 def test_a_part_of_a_suite_can_be_run() -> None:
     assert run(only={"task": ["inpaint"], "method": ["tv", "dps-3"], "image": []}).counts == {"ok": 4}
+    page = report.write("out", say=lambda text: None)
+    assert "this is a part: 12 of the 16 runs" in page.read_text(encoding="utf-8") and "12 of the 16 runs" in page.with_suffix(".md").read_text(encoding="utf-8")
     assert run(only={"image": ["b"]}).skipped == 2
     with pytest.raises(ValueError, match="method 'dps' is none of this suite's: auto, dps-3"):
         run(only={"method": ["dps"]})

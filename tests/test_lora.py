@@ -163,6 +163,16 @@ def test_other_weights_are_refused(adapter: Path, base: Path, tmp_path: Path) ->
     priors.load(moved, adapter=adapter)
 
 
+def test_adapters_that_name_each_other(tmp_path: Path) -> None:
+    net, files = network(0), [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    lora.adapt(net, 2)
+    for file, base in ((files[0], files[1]), (files[1], files[0]), (tmp_path / "c.safetensors", tmp_path / "c.safetensors")):
+        lora.save_adapter(net, file, str(base), "0" * 64, 2)
+    for file in (*files, tmp_path / "c.safetensors"):
+        with pytest.raises(ValueError, match="names the file itself"):
+            priors.load(file)
+
+
 def test_damaged_adapters(adapter: Path, base: Path) -> None:
     whole, tensors = adapter.read_bytes(), load_file(adapter)
     with safe_open(adapter, "pt") as f:

@@ -48,6 +48,7 @@ def write(folder: str | Path, *, budget: int = BUDGET, say: Callable[[str], obje
     suite = _suite(protocol)
     study = Study(records, *_order(suite))
     images, notes = pictures.embed(folder, _wanted(study), budget)
+    notes = [*_missing(folder / "suite.yaml", records), *notes]
     spreads = {r["pictures"].get("std") for r in records}
     table = list(_lines(study))
     write_text(folder / "results.csv", _csv(table))
@@ -87,6 +88,16 @@ def _suite(protocol: str) -> dict[str, Any]:
     except yaml.YAMLError:
         suite = None
     return suite if isinstance(suite, dict) else {}
+
+
+def _missing(protocol: Path, records: list[Record]) -> list[str]:
+    """A note where runs of the suite have no record."""
+    try:
+        wanted = set(suites.read(protocol).pairs())
+    except ValueError:  # lost, or edited since
+        return []
+    missing = len(wanted - {(r["spec"]["task"], r["spec"]["image"], r["spec"]["method"]) for r in records})
+    return [f"this is a part: {missing} of the {len(wanted)} runs of the suite are missing"] if missing else []
 
 
 def _order(suite: dict[str, Any]) -> tuple[list[str], list[str], list[str]]:
