@@ -256,6 +256,25 @@ def test_the_suite_says_what_is_compared_with_and_noted(tmp_path: Path) -> None:
     assert "PSNR minus `x`" in page.with_suffix(".md").read_text(encoding="utf-8")
 
 
+def test_at_equal_quality_the_cheapest_strategy_that_is_as_good(tmp_path: Path) -> None:
+    def ran(method: str, psnr: float, nfe: float, settings: str, samples: int = 1, sample: float | None = None) -> list[Record]:
+        cost = {"nfe": nfe, "backward": nfe / 2, "seconds": nfe * samples / 10, "peak_mib": 800.0}
+        return [synthetic.record("t", i, method, {"psnr": psnr, "psnr_sample": sample}, cost=cost, settings=settings, samples=samples) for i in "ab"]  # type: ignore[arg-type]
+
+    records = [
+        *ran("theirs", 25.0, 100, "deepinv_dps(weight=1.0)"),
+        *ran("best-of-theirs", 35.0, 64, "azula_mmps(steps=64)"),
+        *ran("mean-only", 26.0, 4, "A(steps=4)", samples=4, sample=24.0),  # as good as theirs in the mean of its samples alone
+        *ran("cheap", 27.0, 8, "B(steps=8)", samples=4, sample=25.5),
+        *ran("dear", 30.0, 50, "C(steps=50)", samples=4, sample=29.0),
+        *ran("own", 28.0, 2, "function()"),
+    ]  # fmt: skip
+    report.write(synthetic.write(tmp_path, records), say=lambda text: None)
+    lines = (tmp_path / "report.md").read_text(encoding="utf-8").split("## At equal quality")[1].split("## Settings")[0]
+    assert "| t | `theirs` | 25.00 | 150 | 10.0 | 800 | `cheap` | 25.50 | 12 | 0.8 | 800 |" in lines
+    assert "| t | `best-of-theirs` | 35.00 | 96 | 6.4 | 800 | none |" in lines and lines.count("| t |") == 2
+
+
 # Comparing
 
 

@@ -20,12 +20,16 @@ CALIBRATION = "spread_skill"
 COST = ("nfe", "seconds")
 DIGITS = {"psnr": 2, "psnr_sample": 2, "ssim": 3, "ssim_sample": 3, "spread_skill": 2, "nfe": 0, "seconds": 1}
 MOST = 40  # failures in words
+LIBRARIES = ("deepinv_", "azula_")  # names of contestants from outside begin so
 
 LEGEND = f"""Means over the images, with half of the 95 % interval ({RESAMPLES} bootstrap resamples of the images, Student's t for their small
 number): it is mostly the images that differ. Differences are paired, and compare methods far better: over the images that both have, they are
 beyond noise where the interval excludes 0. *PSNR* and *SSIM* are of the estimate, the mean of the samples; *of a sample*: the mean of the
 scores of single samples, which look sharper. *Error / spread* is 1 for samples of the true posterior, more where they are too sure.
 *Evaluations* of the network are those of one sample, *time* is that of all samples. What is not there does not apply."""
+
+EQUAL = """Each contestant of another library, and the strategy here that needs the fewest passes through the network, forward and backward, to have at
+least its PSNR of a sample (mean over the images). Passes and seconds are of one sample; memory is the largest of the whole process."""
 
 
 def page(study: Study, suite: dict[str, Any], notes: Sequence[str], again: str) -> str:
@@ -48,6 +52,8 @@ def page(study: Study, suite: dict[str, Any], notes: Sequence[str], again: str) 
         parts += [f"## {_plain(key)}" + (f": {_plain(title)}" if title else ""), table(study, task, reference)]
     if len(study.tasks) > 1:
         parts += ["## All tasks together", "Of methods that have a score in each.", table(study, None, reference)]
+    if lines := equal_quality(study):
+        parts += ["## At equal quality", EQUAL, lines]
     if failures := list(_failures(study)):
         parts += ["## What failed, and what was refused", "\n".join(failures[:MOST])]
         parts += [f"{len(failures) - MOST} more are in results.csv."] * (len(failures) > MOST)
@@ -75,6 +81,30 @@ def table(study: Study, task: int | None, reference: int) -> str:
     columns = {title: cells for title, cells in columns.items() if any(cells[i] for i in rows)}
     lines = [list(columns), ["---", *["---:"] * (len(columns) - 1)], *([cells[i] for cells in columns.values()] for i in rows)]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def equal_quality(study: Study) -> str:
+    """The table of :data:`EQUAL`; empty where no other library took part."""
+    settings = {name: str(record["spec"].get("settings")) for name, record in zip(study.labels, study.records, strict=True)}
+    outside = [settings[name].startswith(LIBRARIES) for name in study.methods]
+    strategies = [settings[name][:1].isupper() for name in study.methods]  # they print as classes, other contestants as functions
+    head = ["task", "theirs", "PSNR, dB", "passes", "time, s", "memory, MiB", "here", "PSNR, dB", "passes", "time, s", "memory, MiB"]
+    lines = [head, ["---" if name in ("task", "theirs", "here") else "---:" for name in head]]
+    for t, task in enumerate(study.tasks):
+        mean, _ = study.means(t)
+        found = {name: mean[:, k] for k, name in enumerate(study.measures)}
+        if not {"psnr", "nfe", "backward", "seconds", "peak_mib"} <= set(found):
+            return ""
+        samples = np.array([float(text or 1) for text in _samples(study, t)])
+        psnr = np.where(samples > 1, found.get("psnr_sample", found["psnr"]), found["psnr"])  # of one sample its own
+        passes = found["nfe"] + found["backward"]
+        cells = [[f"{psnr[m]:.2f}", f"{passes[m]:.0f}", f"{found['seconds'][m] / samples[m]:.1f}", f"{found['peak_mib'][m]:.0f}"] for m in range(len(psnr))]
+        for theirs in (m for m in np.flatnonzero(outside) if math.isfinite(psnr[m])):
+            as_good = [m for m in np.flatnonzero(strategies) if psnr[m] >= psnr[theirs]]
+            ours = min(as_good, key=lambda m: (passes[m], -psnr[m]), default=None)
+            here = ["none", *[""] * 4] if ours is None else [_code(study.methods[ours]), *cells[ours]]
+            lines.append([_plain(task), _code(study.methods[theirs]), *cells[theirs], *here])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) if len(lines) > 2 else ""
 
 
 def _part(ok: int, failed: int, refused: int) -> str:
