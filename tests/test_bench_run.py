@@ -313,6 +313,23 @@ def test_a_folder_keeps_to_its_suite() -> None:
         run("other.yaml")
 
 
+def test_a_suite_that_has_grown_goes_on_in_its_folder() -> None:
+    """What was run is not run again, and is of the new protocol; a method less, or other scores, are another suite."""
+    run(only={"method": ["measurement"]})
+    before, text = scores("out"), yaml.safe_load(SUITE)
+    text["methods"]["tv-9"] = {"run": {"total_variation": {"iterations": 9, "weights": [0.02]}}}
+    Path("grown.yaml").write_text(yaml.safe_dump(text, sort_keys=False))
+    assert run("grown.yaml", only={"method": ["measurement", "tv-9"]}).skipped == 4
+    after, protocol = scores("out"), suites.read("out/suite.yaml").protocol
+    assert len(after) == 8 and before.items() <= after.items()
+    assert {r["protocol"] for r in bench.load("out")[0]} == {protocol} != {suites.read("tiny.yaml").protocol}
+    for suite in ("tiny.yaml", "other.yaml"):
+        Path("other.yaml").write_text(yaml.safe_dump(text | {"metrics": ["psnr"]}))
+        with pytest.raises(ValueError, match="another suite"):
+            run(suite)
+    assert suites.read("out/suite.yaml").protocol == protocol and scores("out") == after
+
+
 def test_what_only_readers_need_may_change_after_a_run() -> None:
     run(only={"method": ["measurement"]})
     text = yaml.safe_load(SUITE) | {"note": "mind the gap", "reference": "tv"}

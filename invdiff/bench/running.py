@@ -58,7 +58,8 @@ def run(
     :param only: a part of the suite, such as {"task": ["inpaint"], "method": ["dps", "tv"]}; also "image".
     :param again: also run again what failed or was refused.
     :param report: called with the progress, at the beginning and after every run.
-    :raises ValueError: the suite is wrong, or ``out`` holds another one.
+    :raises ValueError: the suite is wrong, or ``out`` holds another one. One that has all of its runs and more (methods,
+        tasks, images) goes on in the same folder.
     :raises invdiff.files.Locked: another process runs in ``out``.
     """
     out = Path(out)
@@ -91,11 +92,24 @@ def open_folder(given: Suite, out: Path) -> tuple[Suite, list[str]]:
         return frozen, _changes(frozen)
     frozen = suites.read(path)
     if given.declared != frozen.declared:
-        raise ValueError(f"{out} holds the runs of another suite, or of another state of {given.name}; give another folder")
+        frozen = _grown(frozen, given, out)
     told = replace(frozen, note=given.note, reference=given.reference)
     if told != frozen:
         write_text(path, told.yaml())
     return told, _changes(told)
+
+
+def _grown(old: Suite, given: Suite, out: Path) -> Suite:
+    """The frozen suite ``given`` in the place of ``old``, if it has all runs of that, with the same settings and scores, and more."""
+    new = replace(suites.freeze(given), made_with=old.made_with)
+    kept = {job.key for job in performing.jobs(old)}
+    if (new.name, new.metrics, new.threads) != (old.name, old.metrics, old.threads) or kept - {job.key for job in performing.jobs(new)}:
+        raise ValueError(f"{out} holds the runs of another suite, or of another state of {given.name}; give another folder")
+    for record in records.load(out)[0]:  # they are runs of the new one too, whose protocol they name
+        if record["key"] in kept:
+            records.write(out, {**record, "protocol": new.protocol})
+    write_text(out / "suite.yaml", new.yaml())
+    return new
 
 
 def _changes(frozen: Suite) -> list[str]:

@@ -297,7 +297,9 @@ def freeze(suite: Suite) -> Suite:
                     raise ValueError(f"the measurement of {key} is not the one that the suite was frozen with")
                 found.setdefault(key, tasks.frozen(y))
                 auto = {
-                    n: contestants.chosen(m.run, A, law, count(suite, m)) for n, m in methods.items() if contestants.is_auto(m.run)
+                    n: contestants.chosen(m.run, A, law, count(suite, m))
+                    for n, m in methods.items()
+                    if contestants.is_auto(m.run) and (not m.tasks or name in m.tasks) and (not task.methods or n in task.methods)
                 }
             for label, (run, samples) in auto.items():
                 choice = {"run": run, "samples": samples}
