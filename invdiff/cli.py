@@ -336,6 +336,7 @@ def tune(
     """Search a strategy's settings on training images and write them as a preset, for --solver and solve."""
     from invdiff import priors
     from invdiff.bench import tune as tuning
+    from invdiff.bench.images import files
     from invdiff.solvers.preset import read
 
     def tell(done: int, best: float) -> None:
@@ -345,9 +346,11 @@ def tune(
         raise ValueError(f"--held {held} is the folder that is searched on; give other images, or leave --held out")
     on = tuning.examples(task, images, suite)
     others = [] if held is None else tuning.examples(task, held, suite)
+    named = {"images": images, **({} if held is None else {"held_images": held})}
+    notes = {"task": task, "suite": suite, "prior": prior} | {kind: sorted(files(folder)) for kind, folder in named.items()}
     path = tuning.search(
         on, solver, priors.load(prior), out=out, ranges=_ranges(vary), trials=trials, metric=metric, samples=samples, seed=seed,
-        held=others, report=tell,
+        held=others, notes=notes, report=tell,
     )  # fmt: skip
     found = read(path)["found"]
     for name in ("training", *(["held"] if others else [])):

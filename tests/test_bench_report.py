@@ -258,7 +258,7 @@ def test_the_suite_says_what_is_compared_with_and_noted(tmp_path: Path) -> None:
 
 def test_at_equal_quality_the_cheapest_strategy_that_is_as_good(tmp_path: Path) -> None:
     def ran(method: str, psnr: float, nfe: float, settings: str, samples: int = 1, sample: float | None = None) -> list[Record]:
-        cost = {"nfe": nfe, "backward": nfe / 2, "seconds": nfe * samples / 10, "peak_mib": 800.0}
+        cost = {"nfe": nfe, "backward": nfe / 2, "cpu_seconds": nfe * samples / 10, "peak_mib": 800.0}
         return [synthetic.record("t", i, method, {"psnr": psnr, "psnr_sample": sample}, cost=cost, settings=settings, samples=samples) for i in "ab"]  # type: ignore[arg-type]
 
     records = [

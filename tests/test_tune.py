@@ -21,6 +21,7 @@ from invdiff import operators, solvers
 from invdiff.bench import tune
 from invdiff.bench.tune import Example, search, space
 from invdiff.cli import app
+from invdiff.files import Locked, lock
 from invdiff.priors import DenoisingUNet
 from invdiff.priors.weights_io import save_weights
 from invdiff.problem import Problem
@@ -106,6 +107,12 @@ def test_a_search_goes_on_and_another_one_is_refused(tmp_path: Path) -> None:
     assert yaml.safe_load(again.read_text())["found"]["trials"] == 5
     with pytest.raises(ValueError, match="another search"):
         search(examples(), "shrink", prior, out=tmp_path, metric="psnr", trials=3)
+    clean = [Example(e.truth, e.A, e.truth) for e in examples()]
+    for on, other in ((clean, prior), (examples(), DenoisingUNet(channels=1, widths=(8,), blocks=1))):
+        with pytest.raises(ValueError, match="another search"):
+            search(on, "shrink", other, out=tmp_path, metric="nmse", trials=3)
+    with lock(tmp_path), pytest.raises(Locked):
+        search(examples(), "shrink", prior, out=tmp_path, metric="nmse", trials=6)
 
 
 def test_a_preset_is_never_worse_than_the_default(tmp_path: Path) -> None:
@@ -160,6 +167,8 @@ def test_the_command_says_what_is_gained_and_solve_takes_its_preset(tmp_path: Pa
     assert done.exit_code == 0, done.output
     assert re.search(r"nmse on 3 training images: -0\.\d+, 95 % interval \[.*\]\nnmse on 2 held images: -0\.\d+, ", done.output), done.output
     tuned = solvers.get(str(tmp_path / "out/preset.yaml"))
+    found = yaml.safe_load((tmp_path / "out/preset.yaml").read_text())["found"]
+    assert (found["task"], found["images"], found["held_images"]) == ("denoise", ["0", "1", "2"], ["0", "1"]) and len(found["prior_sha256"]) == 64
     assert isinstance(tuned, Shrink) and 0.5 < tuned.factor < 0.9
     for option, error in (("--vary=factor", "--vary is NAME=LOW:HIGH"), (f"--held={tmp_path / 'training'}", "is the folder that is searched on")):
         wrong = CliRunner().invoke(app, ["tune", "denoise", "--solver=shrink", *images, *options, option])

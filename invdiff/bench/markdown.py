@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from invdiff.bench.stats import MEASURES, RESAMPLES, Study
+from invdiff.bench.stats import COSTS, MEASURES, RESAMPLES, Study
 
 QUALITY = ("psnr", "ssim", "psnr_sample", "ssim_sample")
 CALIBRATION = "spread_skill"
-COST = ("nfe", "seconds")
-DIGITS = {"psnr": 2, "psnr_sample": 2, "ssim": 3, "ssim_sample": 3, "spread_skill": 2, "nfe": 0, "seconds": 1}
+COST = ("nfe", "cpu_seconds")
+DIGITS = {"psnr": 2, "psnr_sample": 2, "ssim": 3, "ssim_sample": 3, "spread_skill": 2, "nfe": 0, "cpu_seconds": 1}
 MOST = 40  # failures in words
 LIBRARIES = ("deepinv_", "azula_")  # names of contestants from outside begin so
 
@@ -26,10 +26,11 @@ LEGEND = f"""Means over the images, with half of the 95 % interval ({RESAMPLES} 
 number): it is mostly the images that differ. Differences are paired, and compare methods far better: over the images that both have, they are
 beyond noise where the interval excludes 0. *PSNR* and *SSIM* are of the estimate, the mean of the samples; *of a sample*: the mean of the
 scores of single samples, which look sharper. *Error / spread* is 1 for samples of the true posterior, more where they are too sure.
-*Evaluations* of the network are those of one sample, *time* is that of all samples. What is not there does not apply."""
+*Evaluations* of the network are those of one sample, *processor time* is that of all samples on one thread or more, which other work on the
+machine hardly changes. Where runs failed, the means are over the others. What is not there does not apply."""
 
 EQUAL = """Each contestant of another library, and the strategy here that needs the fewest passes through the network, forward and backward, to have at
-least its PSNR of a sample (mean over the images). Passes and seconds are of one sample; memory is the largest of the whole process."""
+least its PSNR of a sample (mean over the images). Passes and seconds (of the processor) are of one sample; memory is the largest of the whole process."""
 
 
 def page(study: Study, suite: dict[str, Any], notes: Sequence[str], again: str) -> str:
@@ -57,6 +58,7 @@ def page(study: Study, suite: dict[str, Any], notes: Sequence[str], again: str) 
     if failures := list(_failures(study)):
         parts += ["## What failed, and what was refused", "\n".join(failures[:MOST])]
         parts += [f"{len(failures) - MOST} more are in results.csv."] * (len(failures) > MOST)
+    parts += ["## Scores", "\n".join(_scores(study))]
     parts += ["## Settings", "\n".join(_settings(study))]
     parts += ["## Notes", "\n".join(f"- {_plain(note)}" for note in notes)] * bool(notes)
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -93,12 +95,12 @@ def equal_quality(study: Study) -> str:
     for t, task in enumerate(study.tasks):
         mean, _ = study.means(t)
         found = {name: mean[:, k] for k, name in enumerate(study.measures)}
-        if not {"psnr", "nfe", "backward", "seconds", "peak_mib"} <= set(found):
+        if not {"psnr", "nfe", "backward", "cpu_seconds", "peak_mib"} <= set(found):
             return ""
         samples = np.array([float(text or 1) for text in _samples(study, t)])
         psnr = np.where(samples > 1, found.get("psnr_sample", found["psnr"]), found["psnr"])  # of one sample its own
         passes = found["nfe"] + found["backward"]
-        cells = [[f"{psnr[m]:.2f}", f"{passes[m]:.0f}", f"{found['seconds'][m] / samples[m]:.1f}", f"{found['peak_mib'][m]:.0f}"] for m in range(len(psnr))]
+        cells = [[f"{psnr[m]:.2f}", f"{passes[m]:.0f}", f"{found['cpu_seconds'][m] / samples[m]:.1f}", f"{found['peak_mib'][m]:.0f}"] for m in range(len(psnr))]
         for theirs in (m for m in np.flatnonzero(outside) if math.isfinite(psnr[m])):
             as_good = [m for m in np.flatnonzero(strategies) if psnr[m] >= psnr[theirs]]
             ours = min(as_good, key=lambda m: (passes[m], -psnr[m]), default=None)
@@ -139,6 +141,17 @@ def _failures(study: Study) -> Iterator[str]:
     for (method, status, error), tasks in sorted(found.items()):
         where = ", ".join(_plain(study.tasks[t]) for t in sorted(tasks))
         yield f"- {_code(study.methods[method])}, {where}: {count[method, status, error]} {status}, {_code(error)}"
+
+
+def _scores(study: Study) -> Iterator[str]:
+    """A line for each score and what computed it, and one for those without a value."""
+    for name in study.measures:
+        if name not in COSTS:
+            what = study.described(name)
+            yield f"- {_plain(what.title)}: {_plain(what.backend)}"
+    missing = [what.title for name, what in MEASURES.items() if name not in study.measures]
+    if missing:
+        yield f"- Without a value in any run: {', '.join(missing)} (LPIPS and DISTS need weights, which are never downloaded; others larger images, or samples)."
 
 
 def _settings(study: Study) -> Iterator[str]:

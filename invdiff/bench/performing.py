@@ -198,7 +198,7 @@ def check(outcome: Outcome, truth: Tensor) -> None:
     """``FloatingPointError`` for NaN, infinite values and divergence, ``RuntimeError`` for an image of another shape."""
     if outcome.x.shape != truth.shape:
         raise RuntimeError(f"the result has shape {tuple(outcome.x.shape)}, the image {tuple(truth.shape)}")
-    for part in (outcome.x, outcome.samples):
+    for part in (outcome.x, outcome.samples, outcome.std):
         if part is not None and not bool(torch.isfinite(part).all()):
             raise FloatingPointError("the result is not finite")
     size, wanted = (float(t.square().mean().sqrt()) for t in (outcome.x, truth))

@@ -13,7 +13,7 @@ from invdiff.bench.stats import Study
 from invdiff.files import write_atomically
 
 QUALITY = ("psnr", "nmse", "crps")  # the first one that there is
-COST = ("nfe", "seconds")
+COST = ("nfe", "cpu_seconds")
 
 
 def shorten(name: str, length: int) -> str:

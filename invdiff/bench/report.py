@@ -46,9 +46,9 @@ def write(folder: str | Path, *, budget: int = BUDGET, say: Callable[[str], obje
         raise ValueError(f"{folder} has no records (runs/*.json); `invdiff bench run SUITE --out {folder}` makes them")
     protocol = (folder / "suite.yaml").read_text(encoding="utf-8") if (folder / "suite.yaml").is_file() else ""
     suite = _suite(protocol)
-    study = Study(records, *_order(suite))
+    study = Study(records, *_order(suite), _backends(suite))
     images, notes = pictures.embed(folder, _wanted(study), budget)
-    notes = [*_missing(folder / "suite.yaml", records), *notes]
+    notes = [*_missing(folder / "suite.yaml", records), *_lost_reference(suite, study), *notes]
     spreads = {r["pictures"].get("std") for r in records}
     table = list(_lines(study))
     write_text(folder / "results.csv", _csv(table))
@@ -88,6 +88,17 @@ def _suite(protocol: str) -> dict[str, Any]:
     except yaml.YAMLError:
         suite = None
     return suite if isinstance(suite, dict) else {}
+
+
+def _backends(suite: dict[str, Any]) -> dict[str, Any]:
+    """What computed the metrics, which a frozen suite says."""
+    found = suite.get("metrics")
+    return found if isinstance(found, dict) else {}
+
+
+def _lost_reference(suite: dict[str, Any], study: Study) -> list[str]:
+    named = suite.get("reference", "")
+    return [f"{named}, which the suite compares with, has no record: report.md compares with {study.methods[0]}"] if named and named not in study.methods else []
 
 
 def _missing(protocol: Path, records: list[Record]) -> list[str]:

@@ -11,6 +11,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from statistics import fmean
 
+from invdiff import metrics
 from invdiff.bench import performing, records
 from invdiff.bench import suite as suites
 from invdiff.bench.performing import Done, Job
@@ -72,7 +73,7 @@ def run(
                 pool.start()  # while the suite is frozen here
             frozen, notes = open_folder(given, out)
             todo, progress = _missing(frozen, out, only or {}, again)
-            progress.problems += notes
+            progress.problems += notes + [f"no {name}: {why}" for name, why in metrics.absent().items() if todo and name in frozen.metrics]
             report(progress)
             _work(pool, todo, out, progress, report)
         except BaseException:

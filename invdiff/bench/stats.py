@@ -9,9 +9,10 @@ benchmarks have (Hesterberg 2015, "What Teachers Should Know About the Bootstrap
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,13 +86,15 @@ def _ordered(names: set[str], order: Sequence[str]) -> list[str]:
 class Study:
     """Records as an array. Runs that differ only in their seed are averaged.
 
-    Images, tasks and methods come in the order given; those that it does not name come after, sorted.
+    Images, tasks and methods come in the order given; those that it does not name come after, sorted. ``backends`` says what
+    computed the metrics, by name.
     """
 
     records: Sequence[Record]
     image_order: Sequence[str] = ()
     task_order: Sequence[str] = ()
     method_order: Sequence[str] = ()
+    backends: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def labels(self) -> list[str]:
@@ -119,10 +122,11 @@ class Study:
         found = {k for r in self.records for part in (r["metrics"], r["cost"]) for k, v in part.items() if v is not None}
         return [*(name for name in MEASURES if name in found), *sorted(found - set(MEASURES))]
 
-    @staticmethod
-    def described(measure: str) -> Metric:
-        """A measure; what is not known here is a score of the suite's own, of which no direction is better."""
-        return MEASURES.get(measure, Metric(measure, "", "", "a score of the suite's own"))
+    def described(self, measure: str) -> Metric:
+        """A measure, computed by what it was when the suite was frozen; what is not known here is a score of the suite's own, of which
+        no direction is better."""
+        known = MEASURES.get(measure, Metric(measure, "", "", "a score of the suite's own"))
+        return known._replace(backend=str(self.backends.get(measure, known.backend)))
 
     @cached_property
     def places(self) -> list[tuple[int, int, int]]:

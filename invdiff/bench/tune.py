@@ -12,20 +12,22 @@ benchmark measures on. The folder holds ``preset.yaml`` (:mod:`invdiff.solvers.p
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import yaml
-from torch import Tensor
+from torch import Tensor, nn
 
 from invdiff import solvers
+from invdiff.bench.records import versions
 from invdiff.bench.stats import interval
-from invdiff.files import write_text
+from invdiff.files import lock, write_text
 from invdiff.metrics import METRICS, measure
 from invdiff.solvers import Strategy
 from invdiff.solvers.preset import with_settings
@@ -94,6 +96,7 @@ def search(
     samples: int = 2,
     seed: int = 0,
     held: Sequence[Example] = (),
+    notes: Mapping[str, Any] = {},
     report: Callable[[int, float], None] = lambda done, best: None,
 ) -> Path:
     """Search the settings of ``solver`` that are best on examples, and return the path of the preset.
@@ -102,9 +105,11 @@ def search(
     ``metric`` is any of ``invdiff.metrics.METRICS`` (posterior ones need ``samples`` >= 4): its mean over the examples, or the
     distance from its target, is optimised. A trial that is worse than the median after some of the images is not
     finished. ``trials`` counts those that ``out`` already holds. What the best of many trials gains on the images it was chosen on
-    is more than it gains on others: on ``held`` ones it is measured once, at the end. ``report`` is told how many are done, and the best value.
+    is more than it gains on others: on ``held`` ones it is measured once, at the end. ``notes``, such as the names of task and images, go into the preset, beside checksums of the images, their
+    measurements and the prior. ``report`` is told how many are done, and the best value.
 
-    Raises ``ValueError`` if the strategy refuses the task, or if ``out`` holds the study of another search.
+    Raises ``ValueError`` if the strategy refuses the task, or if ``out`` holds the study of another search: other settings, images,
+    measurements or prior; :class:`invdiff.files.Locked` if another process searches there.
     """
     optuna = _optuna()
     start = solvers.get(solver)
@@ -120,52 +125,68 @@ def search(
     start = with_settings(start, {k: v for k, v in defaults.items() if v is not None})  # fails here for a name that is unknown
 
     out.mkdir(parents=True, exist_ok=True)
-    higher = METRICS[metric].better == "higher"
-    study = optuna.create_study(
-        storage=f"sqlite:///{out / 'study.db'}", study_name="study", load_if_exists=True, direction="maximize" if higher else "minimize",
-        sampler=optuna.samplers.TPESampler(seed=seed), pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=0),
-    )  # fmt: skip
-    what = {"solver": repr(start), "ranges": {k: list(v) for k, v in chosen.items()}, "metric": metric, "samples": samples, "seed": seed, "images": len(on)}
-    if study.user_attrs.get("what", what) != what:
-        raise ValueError(f"{out} holds the study of another search, {study.user_attrs['what']}; give another folder")
-    study.set_user_attr("what", what)
+    with lock(out):
+        higher = METRICS[metric].better == "higher"
+        study = optuna.create_study(
+            storage=f"sqlite:///{out / 'study.db'}", study_name="study", load_if_exists=True, direction="maximize" if higher else "minimize",
+            sampler=optuna.samplers.TPESampler(seed=seed), pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=0),
+        )  # fmt: skip
+        what = {
+            "solver": repr(start), "ranges": {k: list(v) for k, v in chosen.items()}, "metric": metric, "samples": samples, "seed": seed,
+            "images": len(on), "images_sha256": _checksum(t for e in on for t in (e.truth, e.y)), "prior_sha256": _prior_checksum(prior),
+        }  # fmt: skip
+        if study.user_attrs.get("what", what) != what:
+            raise ValueError(f"{out} holds the study of another search, {study.user_attrs['what']}; give another folder")
+        study.set_user_attr("what", what)
 
-    def value(trial: Any, strategy: Strategy) -> float:
-        scores: list[float] = []
-        for i, example in enumerate(on):
-            scores.append(_score(example, strategy, prior, metric, samples, seed))
-            trial.set_user_attr("scores", scores)
-            trial.report(float(np.mean(scores)), i)
-            if i + 1 < len(on) and trial.should_prune():
-                raise optuna.TrialPruned
-        return float(np.mean(scores))
+        def value(trial: Any, strategy: Strategy) -> float:
+            scores: list[float] = []
+            for i, example in enumerate(on):
+                scores.append(_score(example, strategy, prior, metric, samples, seed))
+                trial.set_user_attr("scores", scores)
+                trial.report(float(np.mean(scores)), i)
+                if i + 1 < len(on) and trial.should_prune():
+                    raise optuna.TrialPruned
+            return float(np.mean(scores))
 
-    def as_it_is(trial: Any) -> float:
-        trial.set_user_attr("default", True)
-        return value(trial, start)
+        def as_it_is(trial: Any) -> float:
+            trial.set_user_attr("default", True)
+            return value(trial, start)
 
-    def objective(trial: Any) -> float:
-        return value(trial, with_settings(start, {name: _suggest(trial, name, chosen[name], defaults[name]) for name in chosen}))
+        def objective(trial: Any) -> float:
+            return value(trial, with_settings(start, {name: _suggest(trial, name, chosen[name], defaults[name]) for name in chosen}))
 
-    states = optuna.trial.TrialState
+        states = optuna.trial.TrialState
 
-    def done() -> int:
-        return sum(t.state in (states.COMPLETE, states.PRUNED, states.FAIL) for t in study.trials)
+        def done() -> int:
+            return sum(t.state in (states.COMPLETE, states.PRUNED, states.FAIL) for t in study.trials)
 
-    if not _defaults(study):
-        study.optimize(as_it_is, n_trials=1)  # what the strategy refuses, it refuses here
-    while done() < trials:
-        study.optimize(objective, n_trials=1, catch=(ValueError, ArithmeticError))  # settings that are refused or diverge
-        report(done(), study.best_value)
-    best = study.best_trial
-    settings = {k: v for k, v in {**defaults, **best.params}.items() if v is not None}
-    gains = {"training": np.subtract(best.user_attrs["scores"], _defaults(study)[0].user_attrs["scores"])}
-    if held:
-        tuned, default = ([_score(e, s, prior, metric, samples, seed) for e in held] for s in (with_settings(start, settings), start))
-        gains["held"] = np.subtract(tuned, default)
-    write_text(out / "preset.csv", _csv(study, defaults))
-    write_text(out / "preset.yaml", _yaml(study, solver, settings, what, gains))
-    return out / "preset.yaml"
+        if not _defaults(study):
+            study.optimize(as_it_is, n_trials=1)  # what the strategy refuses, it refuses here
+        while done() < trials:
+            study.optimize(objective, n_trials=1, catch=(ValueError, ArithmeticError))  # settings that are refused or diverge
+            report(done(), study.best_value)
+        best = study.best_trial
+        settings = {k: v for k, v in {**defaults, **best.params}.items() if v is not None}
+        gains = {"training": np.subtract(best.user_attrs["scores"], _defaults(study)[0].user_attrs["scores"])}
+        if held:
+            tuned, default = ([_score(e, s, prior, metric, samples, seed) for e in held] for s in (with_settings(start, settings), start))
+            gains["held"] = np.subtract(tuned, default)
+        write_text(out / "preset.csv", _csv(study, defaults))
+        write_text(out / "preset.yaml", _yaml(study, solver, settings, what | {"notes": {**notes, "versions": versions()}}, gains))
+        return out / "preset.yaml"
+
+
+def _checksum(tensors: Iterable[Tensor]) -> str:
+    found = hashlib.sha256()
+    for t in tensors:
+        found.update(str(tuple(t.shape)).encode() + t.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+def _prior_checksum(prior: Any) -> str:
+    """Of the weights of a network; of another callable its name."""
+    return _checksum(prior.state_dict().values()) if isinstance(prior, nn.Module) else getattr(prior, "__qualname__", type(prior).__qualname__)
 
 
 def _optuna() -> Any:
@@ -231,5 +252,6 @@ def _yaml(study: Any, solver: str, settings: dict[str, Any], what: dict[str, Any
         ends = None if math.isnan(half) else [float(mean - half), float(mean + half)]
         facts[name] = {"images": len(values), "difference": float(mean), "difference_95": ends}
     facts |= {"samples": what["samples"], "trials": len(study.trials), "ranges": what["ranges"]}
+    facts |= {"images_sha256": what["images_sha256"], "prior_sha256": what["prior_sha256"], **what["notes"]}
     text = "# Found by invdiff tune. `training` is what was gained on the images that were searched on: on others it may be less.\n"
     return text + yaml.safe_dump({"solver": solver, "settings": settings, "found": facts}, sort_keys=False)
