@@ -16,11 +16,13 @@ import pytest
 import synthetic_records as synthetic
 import yaml
 from PIL import Image
+from typer.testing import CliRunner
 
 from invdiff.bench import pictures, report
 from invdiff.bench.compare import compare
 from invdiff.bench.records import Record, load
 from invdiff.bench.stats import Study, interval
+from invdiff.cli import app
 
 # Statistics
 
@@ -251,6 +253,11 @@ def test_the_suite_says_what_is_compared_with_and_noted(tmp_path: Path) -> None:
     assert list(table)[2:] == ["z", "y", "x"] and table[""] == ["PSNR, dB", "PSNR minus `y`, dB", "bias", "Samples"]
     assert table["z"] == ["22.00 ± 0.00", "+1.00 ± 0.00", "0.125 ± 0", "4"] and table["y"][1] == ""
     assert "\nbe &lt;b>warned&lt;/b>\n" in text and "be &lt;b&gt;warned" in page.read_text(encoding="utf-8")
+    (tmp_path / "suite.yaml").write_text(yaml.safe_dump(suite | {"metrics": {"psnr": "another 1.0"}, "reference": "gone"}))
+    told: list[str] = []
+    report.write(tmp_path, say=told.append)
+    assert "- PSNR: another 1.0\n" in page.with_suffix(".md").read_text(encoding="utf-8") and "another 1.0" in page.read_text(encoding="utf-8")
+    assert any("gone, which the suite compares with, has no record" in text for text in told)
     (tmp_path / "suite.yaml").unlink()
     report.write(tmp_path, say=lambda text: None)
     assert "PSNR minus `x`" in page.with_suffix(".md").read_text(encoding="utf-8")
@@ -286,6 +293,7 @@ def shifted(folder: Path, out: Path, change: Any) -> Path:
 
 
 def test_a_benchmark_equals_itself(folder: Path) -> None:
+    assert CliRunner().invoke(app, ["bench", "compare", str(folder), str(folder)]).exit_code == 0
     text, regressions = compare(folder, folder)
     assert regressions == [] and "no difference beyond noise" in text and "108 runs" in text
 
@@ -299,6 +307,7 @@ def test_what_is_worse_beyond_noise_is_a_regression(folder: Path, tmp_path: Path
             r["metrics"]["psnr"] += rng.normal(-loss, 0.1)
 
     text, regressions = compare(folder, shifted(folder, tmp_path, change))
+    assert CliRunner().invoke(app, ["bench", "compare", str(folder), str(tmp_path)]).exit_code == 1
     assert len(regressions) == 1 and regressions[0].startswith("dps / deblur: PSNR") and regressions[0] in text
     back, none = compare(tmp_path, folder)
     assert none == [] and "better (1)" in back

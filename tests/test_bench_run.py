@@ -48,6 +48,7 @@ methods:
   measurement:
 """
 RUNS = 16
+ROOT = Path(__file__).parents[1]
 
 MINE = """
 import os, signal, time
@@ -480,7 +481,7 @@ def test_the_suite_demo_measures_what_the_demo_shows() -> None:
         assert torch.equal(tasks.measure(A, law, truth, task.seed), shown.operator(shown.noise).measure(truth, seed=0))
 
 
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = ROOT / "docs"
 
 
 @pytest.mark.parametrize("path", [p for p in sorted(DOCS.glob("*.md")) if p.read_text(encoding="utf-8").split()[1] in suites.suites()], ids=str)
@@ -556,7 +557,22 @@ def test_the_command_line() -> None:
     assert done.exit_code == 1 and "2 runs (2 were there already): 1 failed, 1 ok" in done.output
 
 
-# Slow: real processes that are really killed
+# Slow: real processes that are really killed, and a clone of the repository
+
+
+@pytest.mark.slow
+def test_a_frozen_suite_gives_the_same_scores_in_a_clean_clone(folder: Path) -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("not in a clone of the repository")
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), "clone"], check=True)
+    command = [sys.executable, "-c", "from invdiff.cli import main; main()", "bench", "run"]
+    part = ["--image", "camera", "--method", "auto", "--method", "ddrm", "--workers", "1"]
+    for code, suite, out in ((ROOT, "quick", "out"), (folder / "clone", "out/suite.yaml", "again")):
+        subprocess.run([*command, suite, "--out", out, *part], env=os.environ | {"PYTHONPATH": str(code)}, check=True)
+    first, second = scores("out"), scores("again")
+    assert first.keys() == second.keys() and len(first) >= 4
+    for key, found in first.items():
+        assert second[key] == pytest.approx(found, abs=1e-4)
 
 
 @pytest.mark.slow

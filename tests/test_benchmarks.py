@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from invdiff import solvers
@@ -107,6 +109,18 @@ def test_speed_is_that_of_one_evaluation(tiny: str, tmp_path: Path, monkeypatch:
     for how in ("as loaded", "compiled"):
         assert table["1 thread", how] == ["4", "0.5"] and table["2 threads", how] == ["8", "1"]
     assert torch.__version__ in out.read_text(encoding="utf-8") and speed.processor() in out.read_text(encoding="utf-8")
+
+
+def test_reports_and_suites_are_timed(tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    suite = {
+        "name": "small", "prior": tiny, "images": {"a": {"source": {"photograph": {"name": "camera", "size": 16}}}},
+        "tasks": {"t": {"operator": "Denoising", "noise": 0.1}}, "methods": {"measurement": None, "wavelets": None},
+    }  # fmt: skip
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(suite))
+    script("suites").main(["--records=40", f"--suite={tmp_path / 'small.yaml'}", "--method", "measurement"])
+    lines = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"report of 40 records: [\d.]+ s, [\d.]+ s of the processor", lines[0])
+    assert re.search(r": \d+ s on one process, \d+ s on two, [\d.]+ times faster", lines[1])
 
 
 def test_a_slow_prior_is_timed_as_slow() -> None:
