@@ -490,9 +490,11 @@ def test_pages_of_suites_in_docs_are_of_todays_strategies(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     suite = suites.read(text.split()[1])
     assert f"`invdiff bench run {suite.name} --out DIR` runs it again" in text, "the suite has changed since"
+    frozen = DOCS / "suites" / f"{suite.name}.yaml"
+    assert not frozen.is_file() or f"Frozen protocol `{suites.read(frozen).protocol}`" in text
     settings = text.split("\n## Settings\n")[1]
     for label, method in suite.methods.items():
-        assert label == "auto" or f"- `{label}`: `{contestants.settings(contestants.complete(method.run))}`" in settings
+        assert contestants.is_auto(method.run) or f"- `{label}`: `{contestants.settings(contestants.complete(method.run))}`" in settings
     for task in suite.tasks:
         methods = {m for t, _, m in suite.pairs() if t == task}
         part = text.split(f"\n## {task}: ")[1].split("\n## ")[0]

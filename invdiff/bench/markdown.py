@@ -16,16 +16,17 @@ import numpy as np
 from invdiff.bench.stats import COSTS, MEASURES, RESAMPLES, Study
 
 QUALITY = ("psnr", "ssim", "psnr_sample", "ssim_sample")
-CALIBRATION = "spread_skill"
+CALIBRATION = ("spread_skill", "coverage_90")
 COST = ("nfe", "cpu_seconds")
-DIGITS = {"psnr": 2, "psnr_sample": 2, "ssim": 3, "ssim_sample": 3, "spread_skill": 2, "nfe": 0, "cpu_seconds": 1}
+DIGITS = {"psnr": 2, "psnr_sample": 2, "ssim": 3, "ssim_sample": 3, "spread_skill": 2, "coverage_90": 3, "nfe": 0, "cpu_seconds": 1}
 MOST = 40  # failures in words
 LIBRARIES = ("deepinv_", "azula_")  # names of contestants from outside begin so
 
 LEGEND = f"""Means over the images, with half of the 95 % interval ({RESAMPLES} bootstrap resamples of the images, Student's t for their small
 number): it is mostly the images that differ. Differences are paired, and compare methods far better: over the images that both have, they are
 beyond noise where the interval excludes 0. *PSNR* and *SSIM* are of the estimate, the mean of the samples; *of a sample*: the mean of the
-scores of single samples, which look sharper. *Error / spread* is 1 for samples of the true posterior, more where they are too sure.
+scores of single samples, which look sharper. *Error / spread* is 1 for samples of the true posterior, more where they are too sure; *coverage*: the part of the
+values that the central 90 % intervals hold.
 *Evaluations* of the network are those of one sample, *processor time* is that of all samples on one thread or more, which other work on the
 machine hardly changes. Where runs failed, the means are over the others. What is not there does not apply."""
 
@@ -67,8 +68,8 @@ def page(study: Study, suite: dict[str, Any], notes: Sequence[str], again: str) 
 def table(study: Study, task: int | None, reference: int) -> str:
     """The table of a task (None: of all); columns in which nothing stands are left out."""
     (mean, half), (gap, width) = study.means(task), study.differences(task, reference)
-    shown = [m for m in study.measures if m in (*QUALITY, CALIBRATION, *COST) or m not in MEASURES]
-    shown.sort(key=lambda m: (m in COST, m == CALIBRATION))  # a suite's own scores after those of images
+    shown = [m for m in study.measures if m in (*QUALITY, *CALIBRATION, *COST) or m not in MEASURES]
+    shown.sort(key=lambda m: (m in COST, m in CALIBRATION))  # a suite's own scores after those of images
     columns = {"": [_code(name) + _part(*counts) for name, counts in zip(study.methods, study.counts_of(task), strict=True)]}
     for name in shown:
         k, what = study.measures.index(name), study.described(name)
