@@ -578,6 +578,18 @@ def test_a_frozen_suite_gives_the_same_scores_in_a_clean_clone(folder: Path) -> 
 
 
 @pytest.mark.slow
+def test_workers_share_gpus_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    pool = workers.Processes(None, 1, gpus=2)
+    assert pool.workers == 2
+    found: set[str | None] = set()
+    while len(found) < 2:
+        found |= {f.result() for f in [pool.submit(os.getenv, "CUDA_VISIBLE_DEVICES") for _ in range(8)]}
+    pool.close()
+    assert found == {"2", "5"}
+
+
+@pytest.mark.slow
 def test_worker_processes_that_die_are_replaced() -> None:
     text = yaml.safe_load(Path(with_methods("mine:slow", "mine:dies_always")).read_text())
     text["methods"]["dies"] = {"run": {"mine:dies": {"once": "died"}}}

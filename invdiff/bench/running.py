@@ -11,6 +11,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from statistics import fmean
 
+import torch
+
 from invdiff import metrics
 from invdiff.bench import performing, records
 from invdiff.bench import suite as suites
@@ -54,7 +56,7 @@ def run(
 
     :param suite: the name of one that ships, a YAML file (a frozen ``suite.yaml`` among them), or a :class:`Suite`.
     :param images: a folder whose images take the place of the suite's.
-    :param workers: processes; by default as many as there are cores for the threads that the suite gives each.
+    :param workers: processes; by default one a GPU, or as many as there are cores for the threads that the suite gives each.
     :param executor: any ``concurrent.futures.Executor`` to run on instead; it is not shut down.
     :param only: a part of the suite, such as {"task": ["inpaint"], "method": ["dps", "tv"]}; also "image".
     :param again: also run again what failed or was refused.
@@ -67,7 +69,7 @@ def run(
     given = suite if isinstance(suite, Suite) else suites.read(suite, None if images is None else Path(images))
     out.mkdir(parents=True, exist_ok=True)
     with lock(out):
-        pool = Given(executor) if executor is not None else Processes(workers, given.threads)
+        pool = Given(executor) if executor is not None else Processes(workers, given.threads, torch.cuda.device_count())
         try:
             if not (out / "suite.yaml").is_file():
                 pool.start()  # while the suite is frozen here

@@ -22,10 +22,14 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _begin(alive: Any, threads: int) -> None:
-    """In a new worker: set the threads, leave Ctrl-C to the parent, end with it, and load what runs need."""
+def _begin(alive: Any, threads: int, gpus: list[str], begun: Any) -> None:
+    """In a new worker: set threads and GPU, leave Ctrl-C to the parent, end with it, and load what runs need."""
     for name in THREADS:
         os.environ[name] = str(threads)
+    if gpus:  # in turn; has to be set before torch is loaded
+        with begun.get_lock():
+            os.environ["CUDA_VISIBLE_DEVICES"] = gpus[begun.value % len(gpus)]
+            begun.value += 1
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(alive,), daemon=True).start()
     import invdiff.bench.performing  # noqa: F401 (so that the first run does not pay for it)
@@ -40,19 +44,22 @@ def _end_with(alive: Any) -> None:
 
 
 class Processes:
-    """Worker processes of this machine, each with ``threads`` threads; by default as many as the cores allow."""
+    """Worker processes of this machine, each with ``threads`` threads; by default as many as the cores allow, or one for each of
+    ``gpus`` GPUs, which several workers share in turn."""
 
-    def __init__(self, workers: int | None, threads: int) -> None:
+    def __init__(self, workers: int | None, threads: int, gpus: int = 0) -> None:
         if workers is not None and workers < 1:
             raise ValueError(f"workers is at least 1, got {workers}")
-        self.workers, self.threads = workers or max(1, cores() // threads), threads
+        self.workers, self.threads = workers or gpus or max(1, cores() // threads), threads
+        named = os.environ.get("CUDA_VISIBLE_DEVICES")
+        self.gpus = named.split(",")[:gpus] if named else [str(i) for i in range(gpus)]
         self._pool: ProcessPoolExecutor | None = None
 
     def start(self) -> None:
         """Start the processes, which takes them seconds; otherwise the first run does."""
         context = get_context("spawn")  # a fork would copy the locks of torch's threads
         reader, self._alive = context.Pipe(duplex=False)
-        self._pool = ProcessPoolExecutor(self.workers, context, _begin, (reader, self.threads))
+        self._pool = ProcessPoolExecutor(self.workers, context, _begin, (reader, self.threads, self.gpus, context.Value("i", 0)))
         self._first: Future[Any] | None = self._pool.submit(os.getpid)
         self._reader = reader
 
