@@ -18,7 +18,7 @@ from invdiff.priors.weights_io import load_weights
 from invdiff.priors.wrap import as_prior
 
 WEIGHTS = Path(__file__).parent / "weights"
-SOURCES = ("adm", "deepinv", "diffusers")  # each is a module from_SOURCE with a function load, imported when asked for
+SOURCES = ("adm", "deepinv", "diffusers", "edm")  # each is a module from_SOURCE with a function load, imported when asked for
 
 
 def names() -> list[str]:
@@ -57,6 +57,8 @@ def load(
         (:func:`invdiff.priors.from_diffusers.load`).
     ``adm:FILE``
         Weights of OpenAI's guided diffusion, as DPS uses them (:func:`invdiff.priors.from_adm.load`).
+    ``edm:FILE.pkl``
+        A network of NVlabs/edm, read without running the code in its pickle (:func:`invdiff.priors.from_edm.load`).
 
     A ``LatentPrior`` of any of these encodes and decodes in tiles of ``tile`` pixels a side, which share ``overlap``
     (:meth:`LatentPrior.set_tiles`), to bound the memory of large images.
