@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoints import vae
 from torch import Tensor, nn
 
 from invdiff import priors
@@ -81,6 +82,22 @@ def test_compile_reaches_denoiser_and_autoencoder_of_a_latent_prior() -> None:
     for i, call in enumerate((lambda: prior.encode(x), lambda: prior.decode(z), lambda: prior.denoiser(z, 0.3))):
         torch.testing.assert_close(call(), wanted[i], rtol=0, atol=2e-2)
         assert counter.frame_count == i + 1
+
+
+def test_compile_reaches_the_networks_of_an_autoencoder_of_diffusers() -> None:
+    pytest.importorskip("diffusers")
+    from torch._dynamo.testing import CompileCounter
+
+    from invdiff.priors.from_diffusers import Autoencoder
+
+    torch._dynamo.reset()
+    code, counter, x = Autoencoder(vae()), CompileCounter(), torch.rand(1, 3, 16, 16)
+    z = code.encode(x)
+    code.compile(backend=counter)
+    torch.testing.assert_close(code.encode(x), z)
+    half = counter.frame_count
+    code.decode(z)
+    assert 0 < half < counter.frame_count
 
 
 def test_functions_are_not_compiled() -> None:
