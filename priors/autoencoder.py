@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from invdiff.priors.latent import LatentPrior
 from invdiff.priors.network import DenoisingUNet, has_bf16
+from invdiff.priors.wrap import Outer
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class _Residual(nn.Module):
         return x + self.conv2(F.silu(self.conv1(F.silu(x))))
 
 
-class Autoencoder(nn.Module):
+class Autoencoder(Outer):
     """Images (B, C, H, W) in [0, 1], sides a multiple of the factor, to latents (B, c, H / factor, W / factor) and back.
 
     As the denoising network it has no normalisation layer: a latent pixel depends on a neighbourhood of the image only.

@@ -10,10 +10,10 @@ import torch
 from deepinv.models import Denoiser
 from torch import Tensor, nn
 
-from invdiff.priors.wrap import as_prior
+from invdiff.priors.wrap import Outer, as_prior
 
 
-class Product(Denoiser):
+class Product(Outer, Denoiser):
     """Images that several priors agree on, by the sum of their scores: ``D = x + sum_i w_i (D_i - x)``.
 
     At every level this is the denoiser of ``prod_i p_i(x; sigma)^w_i``, the product of the *diffused* densities, where that

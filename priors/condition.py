@@ -27,7 +27,7 @@ import torch
 from deepinv.models import Denoiser
 from torch import Tensor, nn
 
-from invdiff.priors.wrap import DEFAULTS, Prior, as_prior
+from invdiff.priors.wrap import DEFAULTS, Outer, Prior, as_prior
 
 Condition = Any  # int, str, tensor, or a list of one of them
 Rows = Tensor | list[Any]  # one entry an image
@@ -76,7 +76,7 @@ def takes_condition(prior: Callable[..., Tensor]) -> bool:
     return "condition" in inspect.signature(prior.forward if isinstance(prior, nn.Module) else prior).parameters
 
 
-class Told(Denoiser):
+class Told(Outer, Denoiser):
     """A prior that takes a condition, made of one whose network takes the same as keywords of its own: see :meth:`tell`."""
 
     def __init__(self, prior: Any) -> None:

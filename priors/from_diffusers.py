@@ -82,6 +82,11 @@ class Autoencoder(nn.Module):
         self.scale = float(vae.config.scaling_factor)
         self.shift = float(vae.config.get("shift_factor") or 0.0)
 
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the two networks of the autoencoder, whose own methods ``encode`` and ``decode`` are no calls of a module."""
+        for part in (self.vae.encoder, self.vae.decoder):
+            part.compile(*args, **{"dynamic": True, **kwargs})
+
     def encode(self, x: Tensor) -> Tensor:
         """``z = scale (E(2x - 1) - shift)``, with the mean of a Gaussian ``E``."""
         code = self.vae.encode((2 * x - 1).to(self.vae.dtype))

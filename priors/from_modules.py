@@ -14,8 +14,8 @@ from invdiff.priors.schedule import ConvertedPrior
 class KarrasPrior(ConvertedPrior):
     """A denoiser called as ``model(z, sigma)``, ``sigma`` of shape (B,), images in ``pixels``: EDM's and k-diffusion's.
 
-    Give it the network that EDM's own code has unpickled; this project reads no pickles that can run code. ``sigmas`` is its
-    trained range in the network's unit. Keywords of the call, such as ``class_labels``, go to the model.
+    ``priors.load("edm:FILE.pkl")`` makes one of EDM's own files (:mod:`invdiff.priors.from_edm`). ``sigmas`` is the trained range in
+    the network's unit. Keywords of the call, such as ``class_labels``, go to the model.
     Source: Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based Generative Models".
     """
 

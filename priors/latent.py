@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from invdiff.priors.patches import blend, check_tiles, recomputed, scaled, tiles
-from invdiff.priors.wrap import as_prior
+from invdiff.priors.wrap import Outer, as_prior
 
 
-class LatentPrior(nn.Module):
+class LatentPrior(Outer):
     """A denoiser of latents ``z`` with the autoencoder that made them: ``x = decode(z)``, ``z = encode(x)``.
 
     It is no denoiser of images, and cannot be called as one. ``solve(y, A, latent)`` draws latents under the measurement
@@ -29,7 +29,8 @@ class LatentPrior(nn.Module):
         factor: pixels of the image along a side of a latent one.
         tile: side in pixels of the tiles in which larger images are encoded and decoded, to bound the memory; None for whole
             images. A multiple of the factor.
-        overlap: pixels that neighbouring tiles share; blended as in :class:`~invdiff.priors.Patched`.
+        overlap: pixels that neighbouring tiles share, a multiple of the factor, at most half a tile and by default a quarter; blended
+            as in :class:`~invdiff.priors.Patched`. Both can be changed later (:meth:`set_tiles`).
 
     Raises:
         ValueError: numbers out of range.
@@ -53,19 +54,51 @@ class LatentPrior(nn.Module):
         channels: int = 4,
         factor: int = 8,
         tile: int | None = None,
-        overlap: int = 64,
+        overlap: int | None = None,
     ) -> None:
         super().__init__()
         if channels < 1 or factor < 1:
             raise ValueError(f"channels and factor are at least 1, got {channels} and {factor}")
-        if tile is not None:
-            if tile % factor or overlap % factor:
-                raise ValueError(f"tile and overlap are multiples of the factor {factor}, got {tile} and {overlap}")
-            check_tiles(tile, overlap)
         unknown = {k: v for k, v in {"mean": 0.0, "std": 1.0}.items() if not hasattr(denoiser, k)}
         self.denoiser = as_prior(denoiser, **unknown)
         self._encode, self._decode = encode, decode
-        self.channels, self.factor, self.tile, self.overlap = channels, factor, tile, overlap
+        self.channels, self.factor = channels, factor
+        self.set_tiles(tile, overlap)
+
+    def set_tiles(self, tile: int | None, overlap: int | None = None) -> None:
+        """Encode and decode in tiles of ``tile`` pixels a side that share ``overlap``, by default a quarter; None: whole images.
+
+        ``ValueError`` unless both are multiples of the factor and the overlap is at most half the tile. Setting the attribute ``tile``
+        does the same.
+        """
+        if tile is None:
+            if overlap is not None:
+                raise ValueError(f"an overlap is of tiles, got overlap={overlap} and no tile; give both, or leave both out")
+        else:
+            check_tiles(tile, 0)
+            overlap = (tile // self.factor + 2) // 4 * self.factor if overlap is None else overlap  # a quarter, rounded
+            if tile % self.factor or overlap % self.factor:
+                raise ValueError(f"tile and overlap are multiples of the factor {self.factor}, got {tile} and {overlap}")
+            check_tiles(tile, overlap)
+        self._tile, self._overlap = tile, overlap
+
+    @property
+    def tile(self) -> int | None:
+        """Pixels along a side of a tile; None where images are encoded and decoded whole."""
+        return self._tile
+
+    @tile.setter
+    def tile(self, tile: int | None) -> None:
+        self.set_tiles(tile)
+
+    @property
+    def overlap(self) -> int | None:
+        """Pixels that neighbouring tiles share."""
+        return self._overlap
+
+    @overlap.setter
+    def overlap(self, overlap: int | None) -> None:
+        self.set_tiles(self.tile, overlap)
 
     def latent_shape(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
         """(c, h, w) of the latent of an image of ``shape`` (..., H, W), rounded up."""
@@ -93,7 +126,7 @@ class LatentPrior(nn.Module):
 
     def _tiled(self, f: Callable[[Tensor], Tensor], x: Tensor, height: int, width: int, a: int, b: int) -> Tensor:
         """``f``, tile by tile where there are several; in latent pixels it maps ``a`` to ``b`` image pixels a side."""
-        if self.tile is None or max(height, width) * self.factor <= self.tile:
+        if self.tile is None or self.overlap is None or max(height, width) * self.factor <= self.tile:
             return f(x)
         boxes = tiles(height, width, self.tile // self.factor, self.overlap // self.factor)
         places = [scaled(box, a) for box in boxes]

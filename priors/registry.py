@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from invdiff.priors import lora
 from invdiff.priors.latent import LatentPrior
 from invdiff.priors.network import DenoisingUNet
 from invdiff.priors.weights_io import load_weights
+from invdiff.priors.wrap import as_prior
 
 WEIGHTS = Path(__file__).parent / "weights"
-SOURCES = ("adm", "deepinv", "diffusers")  # each is a module from_SOURCE with a function load, imported when asked for
+SOURCES = ("adm", "deepinv", "diffusers", "edm")  # each is a module from_SOURCE with a function load, imported when asked for
 
 
 def names() -> list[str]:
@@ -32,9 +34,17 @@ def card(name: str) -> str:
 
 
 def load(
-    name_or_path: str | Path, *, adapter: str | Path | None = None, **options: Any
+    name_or_path: str | Path | Callable[..., Any],
+    *,
+    adapter: str | Path | None = None,
+    tile: int | None = None,
+    overlap: int | None = None,
+    **options: Any,
 ) -> Denoiser | LatentPrior:
     """Load a prior: one that ships, one trained by ``invdiff train``, or a published checkpoint of another project.
+
+    A denoiser, module or function is no file: it is returned as :func:`invdiff.priors.as_prior` makes a prior of it, and a
+    ``LatentPrior`` as it is, so that code which takes a name also takes a prior.
 
     ``natural``, ``FILE.safetensors``, ``FOLDER``
         A name out of :func:`names`, a file written by ``invdiff train``, or the folder it wrote it to. A ``LatentPrior`` where the name ends in
@@ -47,11 +57,29 @@ def load(
         (:func:`invdiff.priors.from_diffusers.load`).
     ``adm:FILE``
         Weights of OpenAI's guided diffusion, as DPS uses them (:func:`invdiff.priors.from_adm.load`).
+    ``edm:FILE.pkl``
+        A network of NVlabs/edm, read without running the code in its pickle (:func:`invdiff.priors.from_edm.load`).
+
+    A ``LatentPrior`` of any of these encodes and decodes in tiles of ``tile`` pixels a side, which share ``overlap``
+    (:meth:`LatentPrior.set_tiles`), to bound the memory of large images.
 
     ``options`` are those of the source's own function. ``ValueError`` for an unknown name, and for a file that is missing,
-    damaged or of something else, such as adapters of other weights; ``TypeError`` for an unknown option; ``ConnectionError`` for a download that fails;
-    ``ImportError`` without the extra.
+    damaged or of something else, such as adapters of other weights; ``TypeError`` for an unknown option, what is neither a name nor
+    a denoiser, and for tiles of a prior that has no latents; ``ConnectionError`` for a download that fails; ``ImportError`` without the extra.
     """
+    prior = _load(name_or_path, adapter, options)
+    if tile is not None or overlap is not None:
+        if not isinstance(prior, LatentPrior):
+            raise TypeError(f"tile and overlap are of priors of latents, which {name_or_path} is not: priors.Patched(prior, size, overlap) tiles others")
+        prior.set_tiles(tile, overlap)
+    return prior
+
+
+def _load(name_or_path: str | Path | Callable[..., Any], adapter: str | Path | None, options: dict[str, Any]) -> Denoiser | LatentPrior:
+    if not isinstance(name_or_path, (str, Path)):
+        if adapter is not None or options:
+            raise TypeError(f"options are of what is loaded by name or path; a prior that is there takes none, got {name_or_path!r}")
+        return name_or_path if isinstance(name_or_path, LatentPrior) else as_prior(name_or_path)
     source, _, name = str(name_or_path).partition(":")
     if name and source in SOURCES:
         if adapter is not None:

@@ -22,6 +22,7 @@ from deepinv.models import Denoiser
 from torch import Tensor, nn
 
 from invdiff.priors.network import pad_image
+from invdiff.priors.wrap import Outer
 
 ALPHA: dict[str, Callable[[Tensor], Tensor]] = {
     "vp": lambda sigma: (1 + sigma**2).rsqrt(),
@@ -102,7 +103,7 @@ class Schedule:
         return z + (sigma / self.sigmas[0]).clamp(max=1) ** 2 * (out - z)
 
 
-class ConvertedPrior(Denoiser):
+class ConvertedPrior(Outer, Denoiser):
     r"""A denoiser of another convention as :math:`D(x,\sigma) \approx E[x_0 \mid x_0 + \sigma n = x]`, images in [0, 1].
 
     Call it as ``prior(x, sigma)``: ``x`` (B, C, H, W), ``sigma`` a float or (B,) in the unit of ``x``. ``pixels`` is the

@@ -6,12 +6,27 @@ from typing import Any
 
 import torch
 from deepinv.models import Denoiser
-from torch import Tensor
+from torch import Tensor, nn
 
 DEFAULTS = {"mean": 0.5, "std": 0.25, "sigma_min": 0.002, "sigma_max": 20.0}  # photographs in [0, 1]
 
 
-class Prior(Denoiser):
+class Outer(nn.Module):
+    """A module whose work is done by others inside: ``compile`` compiles those, in place, by ``torch.compile``.
+
+    Only they are compiled: what is around them would be compiled anew for every noise level. Shapes are dynamic unless ``dynamic=`` says
+    otherwise. Functions are left as they are. ``TypeError`` where there are only functions.
+    """
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        inner = [m for child in self.children() for m in (child.children() if isinstance(child, nn.ModuleList) else [child])]
+        if not inner:
+            raise TypeError(f"this {type(self).__name__} is made of functions, with no module to compile; give it torch.compile(function)")
+        for module in inner:
+            module.compile(*args, **{"dynamic": True, **kwargs})
+
+
+class Prior(Outer, Denoiser):
     """A denoiser with metadata: ``mean`` and ``std`` of the pixels, ``sigma_min`` and ``sigma_max`` of its range.
 
     Numbers given here come first, then what the wrapped object has under these names, then the values for photographs

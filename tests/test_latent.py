@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 from invdiff import operators, priors, solve
 from invdiff.operators import Linear
 from invdiff.priors import Gaussian, LatentPrior, covariance
+from invdiff.priors.weights_io import save_weights
 from invdiff.samplers import Renoise
 from invdiff.solvers import DPS
 
@@ -135,7 +137,7 @@ def test_tiles_are_those_of_the_whole(size: tuple[int, int]) -> None:
             channels=1,
             factor=2,
             tile=tile,
-            overlap=8,
+            overlap=8 if tile else None,
         )
 
     x = randn(2, 1, *size)
@@ -145,6 +147,43 @@ def test_tiles_are_those_of_the_whole(size: tuple[int, int]) -> None:
     seen.clear()
     torch.testing.assert_close(tiled.decode(z), whole.decode(z))
     assert all(max(shape) <= 16 for shape in seen[:-1])
+
+
+def test_tiles_can_be_changed_and_stay_checked() -> None:
+    """A tile that is no multiple of the factor gave an image of another shape; one equal to its overlap, a division by zero."""
+    prior, x = latent(), randn(1, 1, 40, 40)
+    assert (prior.tile, prior.overlap) == (None, None)
+    for tile, quarter in ((2, 0), (4, 2), (6, 2), (16, 4), (18, 4), (24, 6), (64, 16)):
+        prior.tile = tile
+        assert (prior.tile, prior.overlap) == (tile, quarter) and prior.project(x).shape == x.shape
+    prior.overlap = 32
+    assert (prior.tile, prior.overlap) == (64, 32)
+    for tile, overlap in ((33, None), (64, 64), (64, 33), (16, 3), (0, None), (-8, 0), (16.5, None), ("16", None), (None, 8)):
+        with pytest.raises(ValueError, match="multiples of the factor 2|at least 1, an overlap from 0 to half|an overlap is of tiles"):
+            prior.set_tiles(tile, overlap)  # type: ignore[arg-type]
+        assert (prior.tile, prior.overlap) == (64, 32)  # as before
+    prior.tile = None
+    assert (prior.tile, prior.overlap) == (None, None)
+
+
+@pytest.mark.parametrize("source", ["ships", "trained", "diffusers", "there"])
+def test_load_takes_tiles_for_every_prior_of_latents(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    of: Any = {"ships": "mnist-latent", "trained": tmp_path / "mine.safetensors", "diffusers": "diffusers:FOLDER", "there": latent()}[source]
+    if source == "trained":
+        save_weights(priors.load("mnist-latent"), of)  # type: ignore[arg-type]
+    if source == "diffusers":  # what is loaded matters not here
+        monkeypatch.setattr("invdiff.priors.from_diffusers.load", lambda name: latent())
+    prior = priors.load(of, tile=32)
+    assert isinstance(prior, LatentPrior) and (prior.tile, prior.overlap) == (32, 8)
+    assert priors.load(of, tile=32, overlap=16).overlap == 16
+    with pytest.raises(ValueError, match="multiples of the factor"):
+        priors.load(of, tile=33)
+
+
+def test_load_refuses_tiles_for_priors_of_images() -> None:
+    for options in ({"tile": 32}, {"overlap": 8}):
+        with pytest.raises(TypeError, match=r"which mnist is not: priors.Patched\(prior, size, overlap\) tiles others"):
+            priors.load("mnist", **options)
 
 
 def test_a_denoiser_that_does_not_say_its_spread_is_of_unit_spread() -> None:

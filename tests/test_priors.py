@@ -115,6 +115,20 @@ def test_network_is_differentiable_and_keeps_float64(net: DenoisingUNet) -> None
     torch.testing.assert_close(net(x.detach().float(), 0.3).double(), out.detach(), rtol=0, atol=2e-2)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_in_16_bits_round_less_than_the_noise(dtype: torch.dtype, net: DenoisingUNet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a network removes is of the order of sigma, and so is its rounding; the image itself keeps its digits."""
+    monkeypatch.setattr(network, "has_bf16", lambda device: False)
+    rounded = tiny(seed=0).to(dtype)
+    n, x0 = randn(1, 3, 16, 16), torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    for sigma in (0.0, 0.002, 0.02, 0.2, 2.0, 20.0):
+        x = x0 + sigma * n
+        out, double = rounded(x, sigma), rounded(x.double(), sigma)
+        assert out.dtype == torch.float32 and double.dtype == torch.float64 and rounded(x.to(dtype), sigma).dtype == dtype
+        assert float((out - net(x, sigma)).square().mean().sqrt()) <= 0.02 * sigma + 1e-7, sigma
+        assert float((double - net(x, sigma)).square().mean().sqrt()) <= 0.02 * sigma + 1e-7, sigma
+
+
 def test_compiled_once_for_many_sizes_and_every_level(net: DenoisingUNet) -> None:
     """torch.compile's own counter in place of its slow back end: one graph for each way to treat a size, whatever the level."""
     from torch._dynamo.testing import CompileCounter  # takes a second to import
@@ -333,6 +347,18 @@ def test_metadata_of_the_denoiser_is_kept(net: DenoisingUNet) -> None:
     x = randn(1, 3, 8, 8)
     median = MedianFilter(kernel_size=3)
     assert torch.equal(as_prior(median)(x, 0.1), median(x, 0.1))
+
+
+def test_load_takes_what_is_a_prior_already(net: DenoisingUNet) -> None:
+    latent = priors.load("mnist-latent")
+    assert priors.load(net) is net and priors.load(latent) is latent
+    for denoiser in (Shrink(), lambda x, sigma: 2 * x / (1 + sigma**2)):
+        torch.testing.assert_close(priors.load(denoiser)(torch.ones(2, 1, 4, 4), 0.5), torch.full((2, 1, 4, 4), 1.6))
+    with pytest.raises(TypeError, match="a prior that is there takes none"):
+        priors.load(net, label=3)
+    for wrong in (None, 3, Shrink):
+        with pytest.raises(TypeError, match=r"called as prior\(x, sigma\)"):
+            priors.load(wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("wrong", [None, 0.5, torch.zeros(3), "natural", Shrink])
