@@ -1,6 +1,6 @@
 """Model cards: Markdown below a header in YAML, between two lines ``---``, which holds what programs read.
 
-    about: what the prior knows, in one line          terms: source of the training images, and their terms
+    about: what the prior knows, in one line          terms: source and terms of the training images, commercial use
     size: side of the images trained on, in pixels    held_out: how many images were held out, and how
     psnr, rmse, spread, bias, distance, distance_real, reconstruction: measured on the held-out images, see evaluation.Quality
 
