@@ -1,6 +1,6 @@
 """Model cards: Markdown below a header in YAML, between two lines ``---``, which holds what programs read.
 
-    about: what the prior knows, in one line          terms: source of the training images, and their terms
+    about: what the prior knows, in one line          terms: source and terms of the training images, commercial use
     size: side of the images trained on, in pixels    held_out: how many images were held out, and how
     psnr, rmse, spread, bias, distance, distance_real, reconstruction: measured on the held-out images, see evaluation.Quality
 
@@ -72,8 +72,16 @@ def describe(name: str) -> str:
     )
 
 
-def write(recipe: Recipe, quality: Quality, held_out: str, trained: str) -> str:
-    """The card of a training run. ``trained`` says how long, and on how many images."""
+def command(recipe: Recipe, options: dict[str, Any]) -> str:
+    """The command line that trains ``recipe`` so; options that are None are left out. A recipe that does not ship is a YAML file."""
+    ships = recipe.name in Recipe.names() and Recipe.load(recipe.name) == recipe
+    given = {"recipe": recipe.name if ships else f"{recipe.name}.yaml", **options}
+    texts = (f"--{key} {f'{value:g}' if isinstance(value, float) else value}" for key, value in given.items() if value is not None)
+    return " ".join(["invdiff train", *texts])
+
+
+def write(recipe: Recipe, quality: Quality, held_out: str, trained: str, options: dict[str, Any]) -> str:
+    """The card of a training run. ``trained`` says how long, and on how many images; ``options`` are those of :func:`command`."""
     known: dict[str, Any] = {
         "about": recipe.about or recipe.name,
         "size": recipe.crop,
@@ -90,18 +98,18 @@ def write(recipe: Recipe, quality: Quality, held_out: str, trained: str) -> str:
         what, unit = "An autoencoder and a denoising U-Net of its latents", "the latents' spread"
         first = "`reconstruction`: dB of an image encoded and decoded; `rmse`, `spread` and `bias` are of latents"
     return (
-        f"---\n{front}---\n\n# {recipe.name}\n\n{what} trained by `invdiff train` {trained}. Noise range: "
+        f"---\n{front}---\n\n# {recipe.name}\n\n{what} trained by `{command(recipe, options)}` {trained}. Noise range: "
         f"{recipe.sigma_min:g} to {recipe.sigma_max:g}, in units of {unit}.\n\n"
         f"The header has what was measured on held-out images, but for `distance` and `reconstruction` on at most {MEASURED} of them, evenly spread. {first}. "
         "`rmse`: error by noise level; the higher the level, the nearer it should come to `spread`, that of the mean. "
         "`bias`: mean error at noise 0.01, in units of the noise; 0 is right.\n"
         + (
             "`distance`: sliced Wasserstein distance of samples from real images, to be compared with `distance_real`, that of "
-            "other real images.\n"
+            "other real images; of larger images crops are compared, and `distance_real` is that of the first half from the second.\n"
             if quality.distance is not None
             else ""
         )
-        + "\n## Data and terms\n\nWrite into `terms` of the header, and here, where the images come from and under which terms.\n"
+        + "\n## Data and terms\n\nWrite into `terms` of the header, and here, where the images come from, under which terms, and whether these allow commercial use.\n"
         f"\n## Recipe\n\n{settings}\n"
     )
 

@@ -160,23 +160,30 @@ _READERS: dict[str, tuple[Callable[[Path, int], list[Tensor]], str]] = {
 def split(images: dict[str, Tensor], recipe: Recipe) -> tuple[list[Tensor], list[Tensor], str]:
     """Images to train on, images held out, and in words which those are.
 
-    Held out are all whose names match ``recipe.holdout_names`` where that is given, else ``recipe.holdout`` of them, at most
-    half, evenly spread. ``ValueError`` unless both parts have an image.
+    Held out are all whose names match ``recipe.holdout_names`` where that is given and any do, else ``recipe.holdout`` of them,
+    at most half, evenly spread. ``ValueError`` unless both parts have an image.
     """
-    if recipe.holdout_names:
-        held = [name for name in images if re.search(recipe.holdout_names, name)]
+    held = [name for name in images if recipe.holdout_names and re.search(recipe.holdout_names, name)]
+    if len(held) == len(images):
+        raise ValueError(
+            f"training data: the names of all {len(images)} images match holdout_names {recipe.holdout_names!r} of the recipe, "
+            "which leaves none to train on. Give --held DIR, or a recipe with your names"
+        )
+    if held:
         how = f"whose names match {recipe.holdout_names!r}"
-        if not 0 < len(held) < len(images):
-            raise ValueError(
-                f"training data: {len(held)} of {len(images)} images have names that match holdout_names "
-                f"{recipe.holdout_names!r} of the recipe; some should and some not. Give --held DIR, or a recipe with your names"
-            )
     else:
         if len(images) < 2:
             raise ValueError("training data: one usable image; give two or more, since one is held out")
         count = min(recipe.holdout, len(images) // 2)
         every = len(images) // count
         held, how = list(images)[::every][:count], f"one in {every}, evenly spread"
+        if recipe.holdout_names:
+            how += f", since no name matches {recipe.holdout_names!r}"
+            print(
+                f"note: held out: {count} images, {how}; their neighbours in a series are trained on, so the figures may flatter. "
+                "Give --held DIR to hold out whole patients",
+                file=sys.stderr,
+            )
     return [image for name, image in images.items() if name not in set(held)], [images[n] for n in held], how
 
 
@@ -203,11 +210,6 @@ def load_data(recipe: Recipe, data: str | Path | None, held: str | Path | None) 
         train, tests, how = list(images.values()), list(load_images(held, recipe, 1).values()), "a folder of their own"
     else:
         train, tests, how = split(images, recipe)
-    if recipe.generated and (len({im.shape for im in tests}) > 1 or min(tests[0].shape[1:]) < 28):
-        raise ValueError(
-            "generated: samples are compared with held-out images of one size and at least 28 pixels a side; set generated: 0, "
-            "or hold out others"
-        )
     return Crops(train, recipe), [_finished(im, recipe.images, g) for im, g in zip(tests, generators)], how
 
 
@@ -266,9 +268,9 @@ class Crops:
 
 
 def _finished(image: Tensor, kind: str, g: torch.Generator) -> Tensor:
-    """What the network sees of an image as it is kept: floats, complex where the kind is."""
+    """What the network sees of an image as it is kept: floats, complex where the kind is (a finished one stays as it is)."""
     image = image.float() / 255 if image.dtype == torch.uint8 else image
-    return with_phase(image, g) if kind == "magnitude" else image
+    return with_phase(image, g) if kind == "magnitude" and len(image) == 1 else image
 
 
 def _integer(high: int, g: torch.Generator) -> int:
@@ -279,4 +281,4 @@ def _shrink(im: Tensor, scale: float) -> Tensor:
     if scale == 1.0:
         return im
     out = F.interpolate(im[None].float(), scale_factor=scale, mode="bicubic", antialias=True, align_corners=False)[0]
-    return out.round().clamp(0, 255).to(torch.uint8) if im.dtype == torch.uint8 else out.clamp(0, float(im.max()))
+    return out.round().clamp(0, 255).to(torch.uint8) if im.dtype == torch.uint8 else out.clamp(min(0.0, float(im.min())), float(im.max()))

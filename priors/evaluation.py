@@ -14,8 +14,11 @@ from deepinv.models import Denoiser
 from torch import Tensor
 from torch.nn import functional as F
 
+from invdiff.priors.data import Crops
 from invdiff.priors.latent import LatentPrior
+from invdiff.priors.recipe import Recipe
 from invdiff.priors.sampling import device_of, sample
+from invdiff.seeds import seeded
 
 PSNR_LEVELS = (5, 15, 25, 50, 100)  # of 255
 RMSE_LEVELS = 7  # from sigma_min to sigma_max, evenly spaced in log sigma
@@ -30,7 +33,7 @@ class Quality:
     ``psnr``: noise level (of 255) to :func:`denoising_psnr`. ``rmse``: sigma to the root-mean-square error, unclipped.
     ``spread``: what the latter tends to at high noise, where nothing is better than the mean (:func:`spread`). ``bias``: mean
     error at ``LOW``, root mean square over images, in units of ``LOW``; 0 is right. ``distance``
-    and ``distance_real``: :func:`sliced_wasserstein` from half of the real images to samples, and to the other half.
+    and ``distance_real``: :func:`sliced_wasserstein` from real images to samples, and to other real images (:func:`real_images`).
 
     Of a ``LatentPrior``, ``rmse``, ``spread`` and ``bias`` are of latents, there is no ``psnr``, and ``reconstruction`` is the
     :func:`reconstruction_psnr` of its autoencoder.
@@ -45,18 +48,11 @@ class Quality:
     reconstruction: float | None = None
 
 
-def evaluate(
-    prior: Denoiser | LatentPrior,
-    images: Sequence[Tensor],
-    generated: int = 0,
-    size: int | None = None,
-) -> Quality:
+def evaluate(prior: Denoiser | LatentPrior, images: Sequence[Tensor], recipe: Recipe | None = None) -> Quality:
     """Measure ``prior`` on held-out ``images`` (C, H, W), of which the :func:`measured` ones are denoised.
 
-    ``size`` is the side of the crops that were trained on; None where images were seen whole.
-
-    With ``generated`` > 0 as many samples are drawn, and at most half of the images, which are then of one size: even-numbered
-    images are one half of the real ones, odd-numbered ones the other.
+    ``recipe`` is what it was trained by: of what size the crops were, and how many samples to compare (``generated``); without
+    it images count as seen whole, and none are drawn.
     """
     psnr, reconstruction = None, None
     if isinstance(prior, LatentPrior):
@@ -66,18 +62,41 @@ def evaluate(
         denoiser, clean = prior, list(images)
         psnr = {level: denoising_psnr(prior, measured(images), level / 255) for level in PSNR_LEVELS}
     some = measured(clean)
-    whole = size is None or all(max(image.shape[1:]) <= size for image in images)
+    whole = recipe is None or all(max(image.shape[1:]) <= recipe.crop for image in images)
     low, high = math.log(denoiser.sigma_min), math.log(denoiser.sigma_max)
     levels = torch.linspace(low, high, RMSE_LEVELS, dtype=torch.float64).exp().tolist()
     rmse = {float(f"{s:.2g}"): denoising_rmse(denoiser, some, s) for s in levels}
     quality = Quality(psnr, rmse, spread(clean, whole), denoising_bias(denoiser, some, LOW), reconstruction=reconstruction)
-    n = min(generated, len(images) // 2)
-    if n == 0:
+    real = None if recipe is None else real_images(images, recipe)
+    if real is None:
         return quality
-    real, other = torch.stack(list(images[0 : 2 * n : 2])), torch.stack(list(images[1 : 2 * n : 2]))
-    drawn = sample(prior, (n, *real.shape[1:]))  # type: ignore[arg-type]
-    distance, distance_real = sliced_wasserstein(drawn, real), sliced_wasserstein(other, real)
+    distance, distance_real = distances(prior, *real)
     return replace(quality, distance=distance, distance_real=distance_real)
+
+
+def distances(prior: Denoiser | LatentPrior, real: Tensor, one: Tensor, other: Tensor) -> tuple[float, float]:
+    """From as many samples of ``prior`` to ``real``, and from ``one`` to ``other``: those of :func:`real_images`."""
+    drawn = sample(prior, tuple(real.shape))  # type: ignore[arg-type]
+    return sliced_wasserstein(drawn, real), sliced_wasserstein(one, other)
+
+
+def real_images(images: Sequence[Tensor], recipe: Recipe) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Real images (n, C, S, S), S = ``recipe.crop``: those that samples are compared with, and two sets to compare with each other.
+
+    Where ``images`` are seen whole: the even-numbered, these again, and the odd-numbered; ``recipe.generated`` of each at most. Where
+    they are larger: crops as the recipe learns them, so many of all images, of the first half of them and of the second half,
+    since neighbours of a series look alike. None where that leaves no image.
+    """
+    images = [image for image in images if min(image.shape[1:]) * max(recipe.scales) >= recipe.crop]
+    n, half = recipe.generated, len(images) // 2
+    if min(n, half) == 0:
+        return None
+    if all(max(image.shape[1:]) == recipe.crop for image in images):
+        even, odd = (torch.stack(images[i : 2 * min(n, half) : 2]) for i in (0, 1))
+        return even, even, odd
+    sets = (images, images[:half], images[half:])
+    a, b, c = (torch.stack([crops.draw(seeded(recipe.seed, i, k)) for i in range(n)]) for k, crops in enumerate(Crops(x, recipe) for x in sets))
+    return a, b, c
 
 
 @torch.no_grad()

@@ -18,6 +18,8 @@ from invdiff.seeds import check_seed
 
 T = TypeVar("T")
 
+RECIPES = resources.files("invdiff.priors") / "recipes"
+
 # Kinds of images (priors/data.py), and how many channels each can have; complex images have two.
 KINDS = {"photographs": (1, 3), "digits": (1,), "hounsfield": (1,), "magnitude": (2,), "ellipses": (1,)}
 
@@ -79,16 +81,21 @@ class Recipe:
     seed: int = 0
     autoencoder: AutoencoderRecipe | None = None
 
+    @staticmethod
+    def names() -> list[str]:
+        """The recipes that ship."""
+        return sorted(path.name.removesuffix(".yaml") for path in RECIPES.iterdir())
+
     @classmethod
     def load(cls, name: str | Path) -> Recipe:
         """Read a recipe that ships (by name) or a YAML file of your own (by path); ``ValueError`` names file and key."""
-        shipped = {p.name.removesuffix(".yaml"): p for p in (resources.files("invdiff.priors") / "recipes").iterdir()}
-        if str(name) not in shipped and not os.path.isfile(name):  # Path.is_file fails on names that are too long
+        shipped = str(name) in cls.names()
+        if not shipped and not os.path.isfile(name):  # Path.is_file fails on names that are too long
             raise ValueError(
-                f"unknown recipe {str(name)!r}; recipes that ship: {', '.join(sorted(shipped))}, or give a YAML file"
+                f"unknown recipe {str(name)!r}; recipes that ship: {', '.join(cls.names())}, or give a YAML file"
             )
         try:
-            values = yaml.safe_load(shipped.get(str(name), Path(name)).read_bytes())
+            values = yaml.safe_load((RECIPES / f"{name}.yaml" if shipped else Path(name)).read_bytes())
         except (yaml.YAMLError, UnicodeError) as error:
             raise ValueError(f"recipe {name}: not YAML ({' '.join(str(error).split())})") from None
         if not isinstance(values, dict) or "name" not in values:

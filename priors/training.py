@@ -150,11 +150,13 @@ def train(
         if isinstance(begin, DenoisingUNet):
             before = denoising_psnr(begin.to(target), measured(tests), 25 / 255)
             trained += f", whose PSNR at 25 was {before:.2f} dB on the same held-out images"
-        quality = evaluate(prior, tests, recipe.generated, recipe.crop)
+        quality = evaluate(prior, tests, recipe)
         if begin is not None and quality.psnr is not None:
             trained += f", and is {quality.psnr[25]:.2f} dB now"
         print(f"{path}: {trained}", file=sys.stderr)
-        text = cards.write(recipe, quality, f"{len(tests)} images, {how}", trained)
+        options: dict[str, Any] = {"data": data and "DIR", "held": held and "HELD", "start": start, "lora": lora}
+        options["minutes"] = minutes if step < recipe.steps else None
+        text = cards.write(recipe, quality, f"{len(tests)} images, {how}", trained, options)
         write_text(path.with_suffix(".md"), text)
         return path
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from invdiff.priors import Gaussian, GaussianMixture, as_prior, sample
+from invdiff.priors import Gaussian, GaussianMixture, Recipe, as_prior, sample
 from invdiff.priors.cards import header
 from invdiff.priors.evaluation import (
     denoising_bias,
     denoising_psnr,
     denoising_rmse,
+    distances,
     evaluate,
+    real_images,
     sliced_wasserstein,
     spread,
 )
@@ -121,12 +124,33 @@ def test_distance_tells_laws_apart() -> None:
 def test_evaluate_compares_samples_with_real_images() -> None:
     law = Gaussian(0.5, torch.full((1, 28, 28), 0.01))
     images = list(law.sample(80, seed=9))
-    good, bad = evaluate(law, images, 40), evaluate(Gaussian(0.5, torch.full((1, 28, 28), 0.02)), images, 10**6)
+    recipe = Recipe("law", channels=1, crop=28, generated=40)
+    good = evaluate(law, images, recipe)
+    bad = evaluate(Gaussian(0.5, torch.full((1, 28, 28), 0.02)), images, replace(recipe, generated=10**6))
     assert good.distance and good.distance_real and bad.distance
     assert good.distance < 1.5 * good.distance_real and bad.distance > 3 * good.distance
     assert list(good.psnr) == [5, 15, 25, 50, 100] and len(good.rmse) == 7
     assert list(good.rmse.values())[-1] == pytest.approx(good.spread, rel=0.05)
     assert good.bias < 0.1 and evaluate(law, images[:3]).distance is None
+    assert evaluate(law, images[:1], recipe).distance is None  # nothing real to compare with
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_of_larger_images_crops_as_they_were_learned_are_compared(channels: int) -> None:
+    """Two patients, one bright and one dark, each of similar slices, of several sizes: halves are patients, not every other slice."""
+    kind = "photographs" if channels == 1 else "magnitude"
+    recipe = Recipe("ct", images=kind, channels=channels, crop=28, generated=12, scales=(1.0, 0.75))
+    images = [torch.full((channels, 40 + i, 60), 0.2 if i < 4 else 0.8) + 0.01 * randn(channels, 40 + i, 60, seed=i) for i in range(8)]
+    found = real_images([*images, torch.zeros(channels, 20, 60)], recipe)  # the last is too small for a crop
+    assert found is not None
+    mixed, dark, bright = found
+    assert mixed.shape == dark.shape == bright.shape == (12, channels, 28, 28)
+    assert float(dark.mean()) == pytest.approx(0.2, abs=0.01) and float(bright.mean()) == pytest.approx(0.8, abs=0.01)
+    assert 0.3 < float(mixed.mean()) < 0.7
+    assert all(torch.equal(a, b) for a, b in zip(found, real_images(images, recipe) or ()))
+    law = Gaussian(torch.full((channels, 28, 28), 0.5), 0.01)
+    to_samples, to_real = distances(law, *found)
+    assert to_real == pytest.approx(sliced_wasserstein(dark, bright)) and 0 < to_samples < to_real
 
 
 # Cards

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from invdiff.priors import checkpoint, data, load, sample
+from invdiff.priors import cards, checkpoint, data, load, sample
 from invdiff.priors.cards import header
 from invdiff.priors.evaluation import denoising_psnr
 from invdiff.priors.recipe import Recipe
@@ -194,9 +194,18 @@ def test_a_run_without_files_leaves_a_whole_card(tmp_path: Path) -> None:
     assert list(known["psnr"]) == [5, 15, 25, 50, 100] and all(10 < v < 50 for v in known["psnr"].values())
     assert min(known["rmse"]) == recipe.sigma_min and max(known["rmse"]) == recipe.sigma_max
     assert known["spread"] > 0 and known["distance"] > 0 and known["distance_real"] > 0
-    assert "in 2 steps" in text and "images drawn for it" in text and "    images: ellipses" in text
+    assert "`invdiff train --recipe toy.yaml` in 2 steps" in text and "images drawn for it" in text and "    images: ellipses" in text
     with Image.open(tmp_path / "run" / "sheet.png") as sheet:
         assert sheet.size == (7 * 32, 4 * 32)
+
+
+def test_the_card_has_the_command_that_trained_it(photos: Path, tmp_path: Path) -> None:
+    """With the minutes where they ended the run, and only there."""
+    path = train(replace(TINY, steps=10**6), photos, tmp_path / "a", minutes=0.002, device="cpu")
+    assert "`invdiff train --recipe tiny.yaml --data DIR --minutes 0.002` in" in path.with_suffix(".md").read_text()
+    other = train(TINY, photos, tmp_path / "b", start=str(path), held=shutil.copytree(photos, tmp_path / "held"), minutes=60, device="cpu")
+    assert f"`invdiff train --recipe tiny.yaml --data DIR --held HELD --start {path}` in" in other.with_suffix(".md").read_text()
+    assert cards.command(Recipe.load("mnist"), {"data": "DIR", "minutes": 30.0}) == "invdiff train --recipe mnist --data DIR --minutes 30"
 
 
 def test_complex_images_are_trained_on_and_drawn(photos: Path, tmp_path: Path) -> None:
