@@ -48,7 +48,8 @@ class Image:
 class Task:
     """An operator and its noise, on some images (by default all) by some methods (by default all that do not name tasks).
 
-    ``judge``, by import path, is called as ``judge(outcome, case)`` and returns further scores, name to number.
+    ``judge``, by import path, is called as ``judge(outcome, case)``, with its arguments if it is given any, and returns further
+    scores, name to number.
     """
 
     operator: Component
