@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from deepinv import physics as dinv
 from torch import Tensor
+from torch.nn.functional import pad
 
 from invdiff.bench.case import Case, Outcome
 from invdiff.operators import Spectral
@@ -76,13 +77,17 @@ def many_modes(size: list[int], scale: float = 0.02, seed: int = 0) -> GaussianM
 
 
 class Matrix(Spectral):
-    """``y = M x + noise``, ``M`` (m, N) applied to the values of an image of shape ``size``; y is a vector (B, m)."""
+    """``y = M x + noise``, ``M`` (m, N), m <= N, applied to the values of an image of shape ``size``; y is a vector (B, m).
+
+    There are N singular values, those beyond m zero: deepinv's DDRM draws what has none at all as zero.
+    """
 
     def __init__(self, matrix: Tensor | list[list[float]], size: list[int], noise: float | dinv.NoiseModel | None = None) -> None:
-        u, a, vt = torch.linalg.svd(torch.as_tensor(matrix, dtype=torch.float64), full_matrices=False)
-        super().__init__(noise, mask=a.float()[None])
+        u, a, vt = torch.linalg.svd(torch.as_tensor(matrix, dtype=torch.float64))
+        beyond = (0, len(vt) - len(a))
+        super().__init__(noise, mask=pad(a, beyond).float()[None])
         self.img_size = tuple(size)
-        self.register_buffer("left", u.float(), persistent=False)
+        self.register_buffer("left", pad(u, beyond).float(), persistent=False)
         self.register_buffer("right", vt.float(), persistent=False)
 
     def V_adjoint(self, x: Tensor) -> Tensor:
