@@ -72,7 +72,7 @@ def jobs(frozen: suites.Suite) -> list[Job]:
     found, protocol = [], frozen.protocol
     for name, image, label in frozen.pairs():
         task, method = frozen.tasks[name], frozen.methods[label]
-        run, samples = method.run, suites.count(frozen, method)
+        run, samples = method.run, suites.count(frozen, task, method)
         if contestants.is_auto(run):
             run, samples = method.chosen[name]["run"], method.chosen[name]["samples"]
         classical = split(run)[0] in contestants.CLASSICAL

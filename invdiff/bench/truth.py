@@ -27,6 +27,7 @@ from torch.nn.functional import pad
 from invdiff.bench.case import Case, Outcome
 from invdiff.operators import Spectral
 from invdiff.priors import Gaussian, GaussianMixture, Stationary
+from invdiff.priors import sample as draw
 from invdiff.seeds import seeded
 
 DRAWS, DIRECTIONS, REPEATS = 8192, 32, 8  # of the posterior, that samples are compared with; of the sliced distance; of exact samples
@@ -213,14 +214,21 @@ _known: dict[str, Reference] = {}
 
 
 def reference(case: Case, law: Any = None) -> Reference:
-    """The posterior of a case under ``law``, by default its prior; kept, since every method of a task needs it."""
+    """The posterior of a case under ``law``, by default its prior; kept, since every method of a task needs it.
+
+    A law that is not one of :mod:`invdiff.priors` finds it itself, ``law(case)``, as :class:`invdiff.bench.truth_digits.Stored` does.
+    """
+    if law is None and not hasattr(case.prior, "posterior"):
+        raise ValueError("no posterior under this prior is known; give the law")
     law = case.prior if law is None else law
-    if isinstance(law, Reference):
-        return law
-    facts = [case.y, case.A.A(case.truth), torch.as_tensor(law.mean), torch.tensor([law.std, float(case.noise.sigma)])]
+    facts = [case.y, case.A.A(case.truth), torch.as_tensor(getattr(law, "mean", 0.0))]
+    facts += [torch.tensor([getattr(law, "std", 0.0), float(case.noise.sigma)])]
     key = hashlib.sha256(b"".join(t.detach().cpu().double().numpy().tobytes() for t in facts)).hexdigest()
     if key not in _known:
-        _known[key] = (closed_form if isinstance(case.A, dinv.LinearPhysics) else on_grid)(case, law)
+        if not hasattr(law, "posterior"):
+            _known[key] = law(case)
+        else:
+            _known[key] = (closed_form if isinstance(case.A, dinv.LinearPhysics) else on_grid)(case, law)
     return _known[key]
 
 
@@ -268,5 +276,6 @@ def exact(case: Case, law: Any = None) -> Outcome:
 
 def ignorant(case: Case, law: Any = None) -> Outcome:
     """Samples of the prior, which ignore the measurement."""
-    law = case.prior if law is None else law
-    return Outcome.of(law.sample(case.samples or 1, seed=1000 + case.seed)[:, None].to(case.truth))
+    count, seed, law = case.samples or 1, 1000 + case.seed, case.prior if law is None else law
+    x = law.sample(count, seed=seed) if hasattr(law, "posterior") else draw(law, (count, *case.truth.shape[1:]), seed=seed)  # type: ignore[arg-type]
+    return Outcome.of(x[:, None].to(case.truth))
