@@ -170,12 +170,12 @@ def closed_form(case: Case, law: Gaussian | GaussianMixture) -> Reference:
     found = law.posterior(case.y, case.A, case.noise)
 
     def sample(n: int, seed: int) -> Tensor:
-        return found.sample(n, seed)[:, 0].flatten(1).double()
+        return found.sample(n, seed)[:, 0].flatten(1).double().cpu()
 
-    mean, std = found.mean.flatten().double(), found.std.flatten().double()
+    mean, std = found.mean.flatten().double().cpu(), found.std.flatten().double().cpu()
     if isinstance(law, GaussianMixture):
-        return Reference(sample, mean, std, law=law, weights=found.weights[0])
-    covariance = found.covariance.double()
+        return Reference(sample, mean, std, law=law, weights=found.weights[0].cpu())
+    covariance = found.covariance.double().cpu()
     seen, unseen = (None if v is None else (v, float((v * (covariance @ v)).sum(0).mean())) for v in directions(case))
     return Reference(sample, mean, std, seen, unseen)
 
@@ -183,8 +183,8 @@ def closed_form(case: Case, law: Gaussian | GaussianMixture) -> Reference:
 def directions(case: Case) -> tuple[Tensor | None, Tensor | None]:
     """Right singular vectors of the operator, as columns: those that it measures and the others; None for no such ones."""
     n = case.truth.numel()
-    pixels = torch.eye(n, dtype=case.truth.dtype).view(n, *case.truth.shape[1:])
-    _, a, vt = torch.linalg.svd(case.A.A(pixels).flatten(1).T.double())
+    pixels = torch.eye(n).to(case.truth).view(n, *case.truth.shape[1:])
+    _, a, vt = torch.linalg.svd(case.A.A(pixels).flatten(1).T.double().cpu())
     rank = int((a > 1e-4 * a.max()).sum())
     return vt[:rank].T, vt[rank:].T if rank < n else None
 
@@ -194,9 +194,9 @@ def on_grid(case: Case, law: Any) -> Reference:
     if case.truth.numel() != 2:
         raise ValueError(f"without a linear operator posteriors are known of images of two values, not {tuple(case.truth.shape[1:])}")
     axis = torch.linspace(-6, 6, GRID, dtype=torch.float64) * law.std
-    points = law.mean.double() + torch.cartesian_prod(axis, axis).view(-1, *case.truth.shape[1:])
-    density = (law.log_density(points) + case.noise.log_likelihood(case.y.double(), case.A.A(points))).softmax(0)
-    flat, step = points.flatten(1), float(axis[1] - axis[0])
+    points = law.mean.double() + torch.cartesian_prod(axis, axis).view(-1, *case.truth.shape[1:]).to(case.y.device)
+    density = (law.log_density(points) + case.noise.log_likelihood(case.y.double(), case.A.A(points))).softmax(0).cpu()
+    flat, step = points.flatten(1).cpu(), float(axis[1] - axis[0])
 
     def sample(n: int, seed: int) -> Tensor:
         generator = seeded(seed)
@@ -206,7 +206,7 @@ def on_grid(case: Case, law: Any) -> Reference:
     mean = density @ flat
     std = (density @ (flat - mean).square()).sqrt()
     if isinstance(law, GaussianMixture):
-        return Reference(sample, mean, std, law=law, weights=density @ law.responsibilities(points))
+        return Reference(sample, mean, std, law=law, weights=density @ law.responsibilities(points).cpu())
     return Reference(sample, mean, std)
 
 
@@ -254,7 +254,8 @@ def judge(outcome: Outcome, case: Case, law: Any = None) -> dict[str, float]:
         if part is not None:
             scores[name] = float((((x - x.mean(0)) @ part[0]).var(0).mean() / part[1]).sqrt())
     if known.law is not None and known.weights is not None:
-        shares = known.law.responsibilities(x.view(-1, *case.truth.shape[1:])).mean(0)
+        images = x.view(-1, *case.truth.shape[1:]).to(known.law.means.device)
+        shares = known.law.responsibilities(images).mean(0).cpu()
         scores["weights_error"] = float((shares - known.weights).abs().max())
     scores["sliced_w2_ratio"] = known.distance(x) / known.distance_of_exact(len(x))
     for percent in (50, 90):

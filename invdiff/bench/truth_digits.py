@@ -26,7 +26,7 @@ from invdiff.seeds import seeded
 from invdiff.solvers.particles import effective_size
 
 FILE, TASK = Path(__file__).with_suffix(".npz"), "digits"
-SEEDS, DRAWS, STEPS = (1000, 1001, 1010, 1011), 384, 32  # of the draws of the prior, as many of each seed
+SEEDS, DRAWS, STEPS = (1000, 1001, 1002, 1010, 1011, 1012), 384, 32  # of the draws of the prior, as many of each seed
 KEPT = 512  # equally likely images of each posterior
 NARROWEST = 0.02  # posterior standard deviation of a pixel, as far as files of 8 bits and few images tell
 
