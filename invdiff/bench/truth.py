@@ -83,6 +83,8 @@ class Matrix(Spectral):
     There are N singular values, those beyond m zero: deepinv's DDRM draws what has none at all as zero.
     """
 
+    img_size: tuple[int, ...]
+
     def __init__(self, matrix: Tensor | list[list[float]], size: list[int], noise: float | dinv.NoiseModel | None = None) -> None:
         u, a, vt = torch.linalg.svd(torch.as_tensor(matrix, dtype=torch.float64))
         beyond = (0, len(vt) - len(a))
@@ -167,7 +169,7 @@ class Reference:
 
 def closed_form(case: Case, law: Gaussian | GaussianMixture) -> Reference:
     """The posterior of a Gaussian or a mixture under a linear operator and white noise."""
-    found = law.posterior(case.y, case.A, case.noise)
+    found: Any = law.posterior(case.y, case.A, case.noise)
 
     def sample(n: int, seed: int) -> Tensor:
         return found.sample(n, seed)[:, 0].flatten(1).double().cpu()

@@ -50,8 +50,8 @@ class Stored:
         def sample(n: int, seed: int) -> Tensor:
             return x[torch.randint(len(x), (n,), generator=seeded(seed))]
 
-        parts = ((v, float((x @ v).var(0).mean())) for v in directions(case) if v is not None)
-        return Reference(sample, x.mean(0), x.std(0).clamp(min=NARROWEST), *parts)
+        seen, unseen = (None if v is None else (v, float((x @ v).var(0).mean())) for v in directions(case))
+        return Reference(sample, x.mean(0), x.std(0).clamp(min=NARROWEST), seen, unseen)
 
 
 def cases() -> list[tuple[Tensor, Any, Any]]:

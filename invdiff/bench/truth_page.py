@@ -141,9 +141,10 @@ def plot(run: Run, path: Path) -> None:
         errors = {n: run.values(name, task, "weights_error") for n, name in sorted(names.items())}
         ends = {n: fmean(v) for n, v in errors.items() if v}
         axis.plot(list(ends), list(ends.values()), "o-", label=label, markersize=4)
-    exact = [fmean(v) * n**0.5 for name, n in (("exact", run.suite.samples), ("exact-64", 64)) if (v := run.values(name, task, "weights_error"))]
+    exact = run.values("exact", task, "weights_error")
     if exact:
-        axis.plot(counts, [fmean(exact) / n**0.5 for n in counts], "k--", label="exact samples, 1 / sqrt(N)")
+        size = fmean(exact) * run.by_place["exact", task][0]["spec"]["samples"] ** 0.5
+        axis.plot(counts, [size / n**0.5 for n in counts], "k--", label="exact samples, 1 / sqrt(N)")
     axis.set(xlabel="particles", ylabel="largest error of the weight of a mode", title=run.suite.tasks[task].title)
     axis.set_xticks(counts, [str(n) for n in counts])
     axis.minorticks_off()
