@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from invdiff import bench, operators, solvers
-from invdiff.bench import Outcome, components, images, performing, tasks, truth, truth_page
+from invdiff.bench import Outcome, components, images, performing, tasks, truth, truth_digits, truth_page
 from invdiff.bench import suite as suites
 from invdiff.bench.case import Case
 
@@ -87,6 +87,20 @@ def test_the_grid_agrees_with_the_closed_form() -> None:
         torch.testing.assert_close(getattr(grid, name), getattr(closed, name), atol=1e-4, rtol=1e-4)
     with pytest.raises(ValueError, match="two values"):
         truth.on_grid(case("many-8-1"), given.prior)
+
+
+def test_posteriors_of_digits_are_those_of_their_measurements() -> None:
+    for y, A, law in truth_digits.cases():
+        given = Case(y, A, law, None, torch.zeros(1, 1, 28, 28), 256, 0)
+        known = truth.reference(given, truth_digits.Stored())
+        x = truth.exact(given, truth_digits.Stored())
+        assert (A.A(known.mean.view(1, 1, 28, 28).float()) - y).abs().max() < 2 * 0.05
+        scores = truth.judge(x, given, truth_digits.Stored())
+        assert scores["bias"] < 0.15 and 0.6 < scores["sliced_w2_ratio"] < 1.6 and "coverage_50" not in scores
+    with pytest.raises(ValueError, match="has no posterior of this measurement"):
+        truth.reference(replace(given, y=y + 1), truth_digits.Stored())
+    with pytest.raises(ValueError, match="give the law"):
+        truth.reference(replace(given, prior=Wiener()))
 
 
 def test_a_matrix_keeps_the_laws_of_operators() -> None:
@@ -193,7 +207,8 @@ def written() -> dict[str, dict[str, list[str]]]:
 
 def test_the_page_has_todays_strategies_and_problems(written: dict[str, dict[str, list[str]]]) -> None:
     assert {"auto", *solvers.names()} <= set(written)
-    assert set(EXACT) <= set(written["dps"])
+    assert set(EXACT) <= set(written["exact"])
+    assert f"{len(truth_digits.SEEDS) * truth_digits.DRAWS} draws" in PAGE.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", ["diffpir", "pigdm"])
@@ -210,5 +225,5 @@ def test_cases_of_the_suite_are_those_of_its_runs(tmp_path: Path) -> None:
     """What these tests judge is what the engine judges."""
     frozen = suites.freeze(part("many-8-1", "exact", measurements=1))
     done = performing.perform(performing.jobs(frozen)[0]).record
-    given = case("many-8-1")
+    given = case("many-8-1", 512)
     assert done["metrics"]["bias"] == pytest.approx(truth.judge(truth.exact(given), given)["bias"])

@@ -187,7 +187,7 @@ def together(case: Case, run: str, **settings: Any) -> Outcome:
     if run not in METHODS or run == "azula_dps":
         raise ValueError(f"together: run is one of {', '.join(name for name in METHODS if name != 'azula_dps')}, got {run!r}")
     count = case.samples or 1
-    y, truth = (t.expand(count, *t.shape[1:]) for t in (case.y, case.truth))
+    y, truth = (t.repeat(count, *[1] * (t.ndim - 1)) for t in (case.y, case.truth))
     return Outcome.of(METHODS[run](replace(case, y=y, truth=truth, samples=1), **settings).x.unsqueeze(1))
 
 

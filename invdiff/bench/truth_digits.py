@@ -1,7 +1,10 @@
 """Posteriors under a prior that is a network: ``python -m invdiff.bench.truth_digits`` makes ``truth_digits.npz``, a quarter of an hour.
 
 No form of them is known, but where little is measured many draws of the prior tell them: each is given the weight ``p(y | x)``. That is exact
-for the law from which the prior's own sampler draws, up to the number of draws.
+for the law from which the prior's own sampler draws, up to the number of draws: 2304 are worth 165 and 859 equally likely images of the two
+posteriors. The mean of either half of them is 0.07 posterior standard deviations (root mean square over pixels) from that of all. That of
+MCGDiff with 256 particles, exact in the limit, is 0.29 from it: they are akin, at a median distance of 3.9 from the nearest where
+draws of the prior are at 7.2. The mean of the prior itself is 0.30 from it: little is measured, since else no draw would fit.
 """
 
 from __future__ import annotations
@@ -51,7 +54,7 @@ class Stored:
             return x[torch.randint(len(x), (n,), generator=seeded(seed))]
 
         seen, unseen = (None if v is None else (v, float((x @ v).var(0).mean())) for v in directions(case))
-        return Reference(sample, x.mean(0), x.std(0).clamp(min=NARROWEST), seen, unseen)
+        return Reference(sample, x.mean(0), x.std(0).clamp(min=NARROWEST), seen, unseen, atoms=True)
 
 
 def cases() -> list[tuple[Tensor, Any, Any]]:

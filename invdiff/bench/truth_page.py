@@ -155,18 +155,27 @@ def plot(run: Run, path: Path) -> None:
 
 PREFACE = """# How near to the true posterior
 
-Written by `python -m invdiff.bench.truth_page`; do not edit. `invdiff bench run truth --out DIR` runs it again.
+Written by `python -m invdiff.bench.truth_page DIR docs/exactness.md` from what `invdiff bench run truth --out DIR` left; do not edit.
 
-In these problems the posterior, the law of the images that fit the measurement, is known: the prior is exact, a Gaussian or a mixture of
-Gaussians, and so is its denoiser. Whatever differs from the posterior is the strategy's doing. Every strategy has its default settings and is
-given the measurements of several images, drawn from the prior; a cell is the mean over them ± its standard error, of one measurement the score alone. What is left to
-chance shows in `exact`, samples of the posterior itself; `exact-64` are as few of them as particle methods, the last of ours, have by
-default. `prior` ignores the measurement. `auto` is what `solve` picks when it is not told, made for good pictures. `deepinv-` and `azula-`: samplers of these libraries with their
-own defaults, on the same denoisers, on some of the problems.
+In these problems the posterior, the law of the images given the measurement, is known: the prior is a Gaussian or a mixture of Gaussians, its
+denoiser exact, and whatever differs from the posterior is the strategy's doing. Every strategy has its default settings and is given the
+measurements of several images drawn from the prior. A cell is the mean over measurements ± its standard error; of one measurement, the
+score alone.
 
-Values lie about 0.5 and spread by 0.15 to 0.25, as those of images do, since other libraries take such.
+- `exact`: samples of the posterior itself; what they score is left to chance. `exact-64`: as few of them as particle methods (`tds` to
+  `fk`) have by default.
+- `prior`: samples that ignore the measurement.
+- `auto`: what `solve` picks when it is not told, made for good pictures and not for calibrated spreads.
+- `deepinv-...`, `azula-...`: samplers of these libraries with their own defaults, on the same denoisers, on some of the problems. They
+  are made for images, so that all problems have values about 0.5 that spread by 0.15 to 0.25.
 
 {problems}
+
+Numbers are operators of random or given weights. *dense*: the prior's covariance has a spectrum over two decades; *blur*, *half*: pixels correlate as
+exp(-distance / 3); noise 0.0015, 0.015 and 0.15 are about 0.01, 0.1 and 1 of the prior's spread. *many*: the problem of MCGDiff's paper, 25 modes
+8 apart and 1 wide, at a fiftieth of its scale, so that the noise is as large as a mode is wide. *ring*: held to a fine grid. *digits* is the
+exception: its prior is the network `mnist`, and its posterior is known as well as 2304 draws of it tell, weighted by p(y | x): to a bias of about
+0.1 (`invdiff/bench/truth_digits.py`). So little is measured there that the prior itself has a bias of 0.3: look at the spread.
 """
 
 PARTS: dict[tuple[str, ...], str] = {
