@@ -162,6 +162,8 @@ denoiser exact, and whatever differs from the posterior is the strategy's doing.
 measurements of several images drawn from the prior. A cell is the mean over measurements ± its standard error; of one measurement, the
 score alone.
 
+A strategy has the same random numbers for every measurement, so that ± says how much these matter; chance is what `exact` shows.
+
 - `exact`: samples of the posterior itself; what they score is left to chance. `exact-64`: as few of them as particle methods (`tds` to
   `fk`) have by default.
 - `prior`: samples that ignore the measurement.
