@@ -173,8 +173,8 @@ A strategy has the same random numbers for every measurement, so that ± says ho
 
 {problems}
 
-Numbers are operators of random or given weights. *dense*: the prior's covariance has a spectrum over two decades; *blur*, *half*: pixels correlate as
-exp(-distance / 3); noise 0.0015, 0.015 and 0.15 are about 0.01, 0.1 and 1 of the prior's spread. *many*: the problem of MCGDiff's paper, 25 modes
+*dense*: the prior's covariance has a spectrum over two decades, and the measured numbers are random sums, in *many* too; *blur*, *half*:
+pixels correlate as exp(-distance / 3); noise 0.0015, 0.015 and 0.15 are about 0.01, 0.1 and 1 of the prior's spread. *many*: the problem of MCGDiff's paper, 25 modes
 8 apart and 1 wide, at a fiftieth of its scale, so that the noise is as large as a mode is wide. *ring*: held to a fine grid. *digits* is the
 exception: its prior is the network `mnist`, and its posterior is known as well as 2304 draws of it tell, weighted by p(y | x): to a bias of about
 0.1 (`invdiff/bench/truth_digits.py`). So little is measured there that the prior itself has a bias of 0.3: look at the spread.
