@@ -172,6 +172,10 @@ class GaussianMixture(Denoiser):
         """``log p_sigma(x)`` of each image, shape (B,), where ``p_sigma`` is the law of ``x0 + sigma n``."""
         return _joint(self.weights.log(), self._parts(), x, sigma).logsumexp(1).to(x.dtype)
 
+    def responsibilities(self, x: Tensor, sigma: float | Tensor = 0.0) -> Tensor:
+        """``r_k(x)``, (B, K) in float64; at ``sigma = 0`` its mean over posterior samples is the posterior's weights."""
+        return _joint(self.weights.log(), self._parts(), x, sigma).softmax(1)
+
     def sample(self, n: int, seed: int = 0) -> Tensor:
         """Draw ``n`` images, (n, C, H, W); image ``i`` depends on (seed, i) alone."""
         uniform, white = _draw(n, self.mean, _PRIOR, seed)
@@ -271,7 +275,14 @@ def _log_density(mean: Tensor, covariance: Covariance, x: Tensor, sigma: float |
 
 def _joint(log_weights: Tensor, parts: list[tuple[Tensor, Covariance]], x: Tensor, sigma: float | Tensor) -> Tensor:
     """``log w_k + log N(x; mu_k, C_k + sigma^2 I)``, shape (B, K), in float64."""
-    logs = torch.stack([_log_density(mu, c, x.double(), sigma) for mu, c in parts], 1)
+    shared, s, x = _shared(parts), torch.as_tensor(sigma), x.double()
+    if shared is None or s.numel() > 1:
+        logs = torch.stack([_log_density(mu, c, x, sigma) for mu, c in parts], 1)
+    else:  # all at once: N(x; mu_k) is N(x; mu_0) times an exponential that is linear in x
+        first, d = parts[0][0].to(x), torch.stack([mu.to(x) - parts[0][0].to(x) for mu, _ in parts])
+        tilt = shared.solve(d, s).flatten(1)
+        linear = (x - first).flatten(1) @ tilt.T - (d.flatten(1) * tilt).sum(1) / 2
+        logs = _log_density(first, shared, x, s)[:, None] + linear
     return log_weights.to(logs) + logs
 
 
@@ -279,7 +290,14 @@ def _mixture_denoise(
     log_weights: Tensor, parts: list[tuple[Tensor, Covariance]], x: Tensor, sigma: float | Tensor
 ) -> Tensor:
     r = _joint(log_weights, parts, x, sigma).softmax(1).to(x.dtype)[:, :, None, None, None]
+    if (shared := _shared(parts)) is not None:  # the filter is linear: that of the mean of their means
+        means = torch.stack([mu.to(x) for mu, _ in parts])
+        return _denoise((r.flatten(1) @ means.flatten(1)).view_as(x), shared, x, sigma)
     return (r * torch.stack([_denoise(mu, c, x, sigma) for mu, c in parts], 1)).sum(1)
+
+
+def _shared(parts: list[tuple[Tensor, Covariance]]) -> Covariance | None:  # of all components, where a prior has one
+    return parts[0][1] if parts[0][0].ndim == 3 and all(c is parts[0][1] for _, c in parts) else None
 
 
 def _mixture_draw(weights: Tensor, parts: list[tuple[Tensor, Covariance]], uniform: Tensor, white: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from deepinv import physics as dinv
 from torch import Tensor
 
+from invdiff.operators import Inpainting
 from invdiff.priors import Dense, Diagonal, Gaussian, GaussianMixture, LowRank, Stationary
 from invdiff.priors.covariance import Covariance
 
@@ -437,3 +438,23 @@ def test_errors_say_what_is_wrong(case: str) -> None:
     kind, message, call = ERRORS[case]
     with pytest.raises(kind, match=message):
         call()
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.3, torch.tensor([0.1, 2.0, 0.4])])
+def test_a_covariance_that_all_components_share_is_as_good_as_one_each(sigma: float | Tensor) -> None:
+    generator = torch.Generator().manual_seed(0)
+    means = torch.randn(4, 1, 2, 3, generator=generator, dtype=torch.float64)
+    x = torch.randn(3, 1, 2, 3, generator=generator, dtype=torch.float64)
+    variance = torch.linspace(0.1, 1, 6, dtype=torch.float64).view(1, 2, 3)
+    shared, each = (GaussianMixture([1, 2, 3, 4], means, c) for c in (variance, [variance.clone() for _ in means]))
+    for name in ("forward", "log_density", "responsibilities"):
+        torch.testing.assert_close(getattr(shared, name)(x, sigma), getattr(each, name)(x, sigma))
+
+
+def test_responsibilities_of_posterior_samples_are_the_weights_of_the_posterior() -> None:
+    means = torch.tensor([[0.0, 0.0], [1.0, -1.0]], dtype=torch.float64).view(2, 1, 1, 2)
+    prior = GaussianMixture([0.3, 0.7], means, 0.4**2)
+    A = Inpainting(torch.tensor([[1.0, 0.0]]), noise=0.3)
+    posterior = prior.posterior(torch.tensor([[[[0.4, 0.0]]]], dtype=torch.float64), A)
+    shares = prior.responsibilities(posterior.sample(4000)[:, 0])
+    assert (shares.mean(0) - posterior.weights[0]).abs().max() < 0.03

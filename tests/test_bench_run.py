@@ -450,15 +450,16 @@ def test_threads_share_a_prior_and_count_their_own_evaluations() -> None:
 def test_suites_that_ship_can_be_built(name: str, folder: Path) -> None:
     """Images are those of the hashes, operators measure them, methods exist; priors are not asked for."""
     suite = suites.read(name)
-    shape = (3, 64, 64)
+    shapes = dict[str, tuple[int, ...]]()
     for key, image in suite.images.items():
         if "drawn" not in image.source:
             truth = components.build(image.source, sources.IMAGES)
             assert tasks.same(truth, {"sha256": image.sha256, "fingerprint": image.fingerprint}), key
-            shape = tuple(truth.shape[1:])
+            shapes[key] = tuple(truth.shape[1:])
         else:
-            shape = (1, 28, 28)
+            shapes[key] = tuple(image.source["drawn"]["shape"])  # type: ignore[index]
     for task in suite.tasks.values():
+        shape = shapes[next(iter(task.images or shapes))] if shapes else (3, 64, 64)
         A, law = tasks.operator(task.operator, task.noise, shape)
         y = tasks.measure(A, law, torch.rand(1, *shape), task.seed)
         assert torch.isfinite(y).all() and torch.isfinite(tasks.picture_of(y, A, shape)).all()

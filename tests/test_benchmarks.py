@@ -1,4 +1,4 @@
-"""The scripts that measure: that they measure what they say, at a small size, and that their page is of today's strategies."""
+"""The scripts that measure: that they measure what they say, at a small size."""
 
 from __future__ import annotations
 
@@ -32,61 +32,11 @@ def script(name: str) -> ModuleType:
     return module
 
 
-@pytest.fixture(scope="module")
-def exactness() -> Any:
-    return script("exactness")
-
-
-@pytest.fixture(scope="module")
-def problems(exactness: Any) -> Any:
-    return exactness.problems()
-
-
 @pytest.fixture
 def tiny(tmp_path: Path) -> str:
     """A prior that takes no time."""
     save_weights(DenoisingUNet(widths=(8, 8), blocks=1), tmp_path / "tiny.safetensors")
     return str(tmp_path / "tiny.safetensors")
-
-
-def test_the_exact_sampler_is_found_exact_and_the_prior_not(exactness: Any, problems: Any) -> None:
-    samples = 256
-    for name, p in problems.items():
-        found = exactness.references(p, samples)
-        exact, prior = found["exact sampler"].accuracy, found["the prior"].accuracy
-        assert 0.6 < exact.bias * samples**0.5 < 1.5, (name, exact)
-        assert abs(exact.measured - 1) < 0.04, (name, exact)
-        assert prior.bias > 0.8 and prior.measured > 1.5, (name, prior)
-        if p.unmeasured.numel():
-            assert abs(exact.unmeasured - 1) < 0.04, (name, exact)
-
-
-def test_what_is_measured_of_a_shifted_and_a_widened_sample(exactness: Any, problems: Any) -> None:
-    """A shift by one posterior standard deviation is a bias of 1; half the deviations from the mean are half the spread."""
-    p = next(iter(problems.values()))
-    exact = p.posterior.sample(4096, seed=2)
-    shifted = exactness.accuracy(exact + p.posterior.std, p)
-    narrow = exactness.accuracy(p.posterior.mean + 0.5 * (exact - p.posterior.mean), p)
-    assert abs(shifted.bias - 1) < 0.02 and abs(shifted.measured - 1) < 0.02, shifted
-    assert abs(narrow.measured - 0.5) < 0.01 and abs(narrow.unmeasured - 0.5) < 0.01 and narrow.bias < 0.02, narrow
-
-
-@pytest.mark.parametrize("name", ["diffpir", "pigdm"])
-def test_the_page_is_of_todays_strategies(exactness: Any, problems: Any, name: str) -> None:
-    """Two strategies again, on the first problem, against the page; all registered ones have a row in every table."""
-    lines = [
-        line.split("|")[1:-1] for line in exactness.PAGE.read_text(encoding="utf-8").splitlines() if line[:1] == "|"
-    ]
-    cells = {
-        label: [line[1].strip() for line in lines if line[0].strip() == f"`{label}`"]
-        for label in ["auto", *solvers.names()]
-    }
-    assert {label: len(found) for label, found in cells.items()} == dict.fromkeys(cells, 4)  # bias, two spreads, cost
-    row = exactness.measure(name, next(iter(problems.values())))
-    bias, measured, unmeasured, evaluations = map(float, cells[name])
-    assert evaluations == row.evaluations
-    for page, now in zip((bias, measured, unmeasured), row.accuracy):
-        assert abs(page - now) < 0.02, f"run python benchmarks/exactness.py: {row.accuracy}, the page has {cells[name]}"
 
 
 def test_overhead_is_measured_for_every_strategy(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:

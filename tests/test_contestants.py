@@ -32,7 +32,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", foreign.METHODS)
+@pytest.mark.parametrize("name", [name for name in foreign.METHODS if name != "azula_tds"])
 def test_samplers_of_other_libraries_depend_on_the_seed_alone(name: str, prior: DenoisingUNet) -> None:
     truth = sources.photograph("astronaut", 16)
     A = Inpainting(random_mask((16, 16), 0.5), noise=0.05)
@@ -47,6 +47,27 @@ def test_samplers_of_other_libraries_depend_on_the_seed_alone(name: str, prior: 
     assert not torch.allclose(one.samples[0], one.samples[1])
     assert not torch.allclose(one.samples[0], treat(case(prior, A, truth, seed=1)).x)
     assert torch.isfinite(one.x).all()
+
+
+@pytest.mark.parametrize("component", [{"azula_tds": {"steps": 4}}, {"together": {"run": "deepinv_ddrm", "steps": 4}}])
+def test_samples_that_are_drawn_together_depend_on_seed_and_number(component: dict[str, Any], prior: DenoisingUNet) -> None:
+    truth = sources.photograph("astronaut", 16)
+    A = Inpainting(random_mask((16, 16), 0.5), noise=0.05)
+    treat = contestants.contestant(component)
+    state = torch.get_rng_state()
+    one = treat(case(prior, A, truth, samples=3))
+    assert torch.equal(state, torch.get_rng_state())
+    torch.manual_seed(5)
+    again = treat(case(prior, A, truth, samples=3))
+    assert one.samples is not None and again.samples is not None and one.samples.shape == (3, *truth.shape)
+    torch.testing.assert_close(one.samples, again.samples)
+    assert not torch.allclose(one.x, treat(case(prior, A, truth, samples=3, seed=1)).x)
+
+
+def test_what_depends_on_the_batch_is_not_drawn_together(prior: DenoisingUNet) -> None:
+    A = Inpainting(random_mask((16, 16), 0.5), noise=0.05)
+    with pytest.raises(ValueError, match="run is one of deepinv_dps, .*, got 'azula_dps'"):
+        contestants.contestant({"together": {"run": "azula_dps"}})(case(prior, A, torch.rand(1, 3, 16, 16)))
 
 
 @pytest.mark.parametrize("name", ["total_variation", "wavelets", "bm3d"])

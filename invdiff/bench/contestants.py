@@ -132,7 +132,7 @@ _OURS = {
     if isinstance(kind, type) and is_dataclass(kind)
 }  # strategies, and what their settings are made of
 _NAMES: dict[type, str] = {kind: name for name, kind in _OURS.items()}
-CONTESTANTS: Room = {**solvers.STRATEGIES, **_OURS, **CLASSICAL, **foreign.METHODS, "denoiser": denoiser}
+CONTESTANTS: Room = {**solvers.STRATEGIES, **_OURS, **CLASSICAL, **foreign.METHODS, "together": foreign.together, "denoiser": denoiser}
 
 
 def complete(component: Component) -> Component:

@@ -1,7 +1,7 @@
 """Samplers of other libraries, deepinv and azula, on the same weights, operators and measurements.
 
-They draw one sample at a time, since in both libraries what else is in a batch changes a sample, and take their random numbers from
-torch's global generator, seeded here for each sample. deepinv ignores a seed of 0 and its DDRM wants a singular value for every
+They draw one sample at a time, since in both libraries what else is in a batch changes a sample (:func:`together` draws all at once),
+and take their random numbers from torch's global generator, seeded here for each sample. deepinv ignores a seed of 0 and its DDRM wants a singular value for every
 number of the image; so seeds and values are given in the way that works. Settings are the libraries' defaults unless the
 suite says otherwise.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -88,7 +89,7 @@ def deepinv_ddrm(case: Case, steps: int = 100, eta: float = 0.85, etab: float = 
     _gaussian(case, "deepinv's DDRM")
     A = _theirs(case)
     shape = A.U_adjoint(case.y).shape  # a blur learns its singular values here
-    A._buffers["mask"] = A.mask.expand(shape)
+    A._buffers["mask"] = A.mask.expand(1, *shape[1:])
     method = DDRM(case.prior, sigmas=np.linspace(1, 0, steps), eta=eta, etab=etab)
     return _draw(case, lambda: method(case.y, A))
 
@@ -160,6 +161,36 @@ def azula_mmps(case: Case, steps: int = 64, iterations: int = 1, solver: str = "
     return _azula(case, make)
 
 
+def azula_tds(case: Case, steps: int = 64, std: float = 0.25) -> Outcome:
+    """azula's TDS; its particles are the samples. The twist, which it asks for, is ``N(y; A x0, sigma_y^2 + r^2)``, with ``r^2`` the
+    variance of x0 given the state under a white prior of spread ``std``."""
+    from azula.guidance.tds import TDSSampler
+
+    noise = _gaussian(case, "azula's TDS") ** 2
+
+    def make(denoiser: Any, A: Callable[[Tensor], Tensor]) -> Any:
+        def twist(x0: Tensor, s: Tensor) -> Tensor:
+            s2 = (s / 2) ** 2  # in units of images in [0, 1]
+            variance = noise + s2 * std**2 / (s2 + std**2)
+            return -((case.y - A(x0)).square() / (2 * variance)).flatten(1).sum(1)
+
+        return TDSSampler(denoiser, twist, steps=steps, silent=True)
+
+    count = case.samples or 1
+    case = replace(case, samples=1, truth=case.truth.expand(count, *case.truth.shape[1:]))
+    return Outcome.of(_azula(case, make).x.unsqueeze(1))
+
+
+def together(case: Case, run: str, **settings: Any) -> Outcome:
+    """All samples of another library's sampler in one batch, which is many times faster: they depend on their number, as random numbers
+    do. Of azula's DPS, which divides by the norm of the whole batch, they would be worse; it is refused."""
+    if run not in METHODS or run == "azula_dps":
+        raise ValueError(f"together: run is one of {', '.join(name for name in METHODS if name != 'azula_dps')}, got {run!r}")
+    count = case.samples or 1
+    y, truth = (t.repeat(count, *[1] * (t.ndim - 1)) for t in (case.y, case.truth))
+    return Outcome.of(METHODS[run](replace(case, y=y, truth=truth, samples=1), **settings).x.unsqueeze(1))
+
+
 def _azula(case: Case, make: Callable[[Any, Callable[[Tensor], Tensor]], Any]) -> Outcome:
     from azula.denoise import Denoiser, DiracPosterior
     from azula.noise import VPSchedule
@@ -184,5 +215,5 @@ def _check_shapes(case: Case, name: str) -> None:
 
 METHODS: Room = {
     f.__name__: f
-    for f in (deepinv_dps, deepinv_diffpir, deepinv_ddrm, deepinv_posterior, azula_dps, azula_diffpir, azula_mmps)
+    for f in (deepinv_dps, deepinv_diffpir, deepinv_ddrm, deepinv_posterior, azula_dps, azula_diffpir, azula_mmps, azula_tds)
 }

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ from invdiff import metrics
 from invdiff.bench import contestants, images, records, tasks
 from invdiff.bench import suite as suites
 from invdiff.bench.case import Case, Outcome
-from invdiff.bench.components import Component, build, canonical, find, split
+from invdiff.bench.components import Component, bound, build, canonical, split
 from invdiff.bench.records import Record
 from invdiff.priors import LatentPrior, as_prior
 from invdiff.priors.sampling import shown
@@ -72,7 +72,7 @@ def jobs(frozen: suites.Suite) -> list[Job]:
     found, protocol = [], frozen.protocol
     for name, image, label in frozen.pairs():
         task, method = frozen.tasks[name], frozen.methods[label]
-        run, samples = method.run, suites.count(frozen, method)
+        run, samples = method.run, suites.count(frozen, task, method)
         if contestants.is_auto(run):
             run, samples = method.chosen[name]["run"], method.chosen[name]["samples"]
         classical = split(run)[0] in contestants.CLASSICAL
@@ -189,7 +189,10 @@ def prepare(job: Job, device: torch.device) -> tuple[Case, Any]:
     for what, value, wanted in (("image", truth, known), ("measurement", y, job.task.measurements[job.spec["image"]])):
         if not tasks.same(value, wanted):
             raise RuntimeError(f"the {what} is not the one that the suite was frozen with: other versions of the libraries?")
-    judge = find(split(job.task.judge)[0], {}) if job.task.judge else None
+    judge = None
+    if job.task.judge:
+        function, told = bound(job.task.judge, {}, {}, ("outcome", "case"))
+        judge = partial(function, **told)
     prior = _prior(canonical(job.prior), device) if job.uses_prior else None
     return Case(y.to(device), A.to(device), law, prior, truth.to(device), job.spec["samples"], job.spec["seed"]), judge
 

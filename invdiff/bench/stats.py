@@ -68,10 +68,10 @@ def interval(values: Array, level: float = LEVEL) -> tuple[Array, Array]:
     return mean, np.where((count > 1) & np.isfinite(mean), half, np.nan)
 
 
-def label(record: Record, others: dict[str, set[tuple[str, int]]]) -> str:
-    """The name of a strategy in tables: with prior and number of samples where the same method ran with several."""
+def label(record: Record, others: dict[tuple[str, str], set[tuple[str, int]]]) -> str:
+    """The name of a strategy in tables: with prior and number of samples where the same method ran with several in a task."""
     spec = record["spec"]
-    priors, samples = zip(*others[spec["method"]], strict=True)
+    priors, samples = zip(*others[spec["method"], spec["task"]], strict=True)
     parts = [spec["method"]]
     parts += [str(spec.get("prior"))] if len(set(priors)) > 1 else []
     parts += [f"{spec.get('samples')} samples"] if len(set(samples)) > 1 else []
@@ -99,9 +99,9 @@ class Study:
     @cached_property
     def labels(self) -> list[str]:
         """The strategy of each record."""
-        others: dict[str, set[tuple[str, int]]] = {}
+        others: dict[tuple[str, str], set[tuple[str, int]]] = {}
         for r in self.records:
-            others.setdefault(r["spec"]["method"], set()).add((str(r["spec"].get("prior")), r["spec"].get("samples", 1)))
+            others.setdefault((r["spec"]["method"], r["spec"]["task"]), set()).add((str(r["spec"].get("prior")), r["spec"].get("samples", 1)))
         return [label(r, others) for r in self.records]
 
     @cached_property

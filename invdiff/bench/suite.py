@@ -12,7 +12,7 @@
       dps-20: {run: {DPS: {steps: 20}}}
 
 ``source``, ``operator``, ``noise``, ``prior`` and ``run`` are components (:mod:`invdiff.bench.components`). A task may name its own
-``images``, ``methods``, ``prior``, ``seed`` (of the noise) and ``judge``; a method its ``tasks`` and ``samples``. What only readers of the
+``images``, ``methods``, ``prior``, ``samples``, ``seed`` (of the noise) and ``judge``; a method its ``tasks`` and ``samples``, which go before a task's. What only readers of the
 results need is no part of the protocol, and may change after a run: ``note``, a paragraph, and ``reference``, the method that others are
 compared with. Freezing adds what else determines the scores: checksums of images, measurements and priors, all settings of the methods, what "auto" chooses,
 the metrics with their back ends, and the versions it was made with. A frozen suite is a suite.
@@ -48,13 +48,15 @@ class Image:
 class Task:
     """An operator and its noise, on some images (by default all) by some methods (by default all that do not name tasks).
 
-    ``judge``, by import path, is called as ``judge(outcome, case)`` and returns further scores, name to number.
+    ``judge``, by import path, is called as ``judge(outcome, case)``, with its arguments if it is given any, and returns further
+    scores, name to number.
     """
 
     operator: Component
     noise: Component | float
     title: str = ""
     seed: int = 0
+    samples: int | None = None
     prior: Component = ""
     images: list[str] = field(default_factory=list)
     methods: list[str] = field(default_factory=list)
@@ -297,7 +299,7 @@ def freeze(suite: Suite) -> Suite:
                     raise ValueError(f"the measurement of {key} is not the one that the suite was frozen with")
                 found.setdefault(key, tasks.frozen(y))
                 auto = {
-                    n: contestants.chosen(m.run, A, law, count(suite, m))
+                    n: contestants.chosen(m.run, A, law, count(suite, task, m))
                     for n, m in methods.items()
                     if contestants.is_auto(m.run) and (not m.tasks or name in m.tasks) and (not task.methods or n in task.methods)
                 }
@@ -336,6 +338,6 @@ def _at(where: str) -> Iterator[None]:
         raise ValueError(f"{where}: {error}") from error
 
 
-def count(suite: Suite, method: Method) -> int | None:
-    """Samples that a method is asked for; None leaves it to the strategy."""
-    return (suite.samples if method.samples is None else method.samples) or None
+def count(suite: Suite, task: Task, method: Method) -> int | None:
+    """Samples that a method is asked for: its own number, or the task's, or the suite's; None leaves it to the strategy."""
+    return next(n for n in (method.samples, task.samples, suite.samples) if n is not None) or None

@@ -18,7 +18,7 @@ from deepinv.physics import Physics
 from torch import Tensor
 
 from invdiff import operators, priors
-from invdiff.bench.components import Component, Room, build, canonical, find, room_of, split
+from invdiff.bench.components import Component, Room, build, canonical, find, room_of, split, with_defaults
 from invdiff.operators import Noise, as_noise, from_callable
 from invdiff.priors import registry
 from invdiff.seeds import seeded
@@ -84,12 +84,16 @@ def load_prior(prior: Component) -> Any:
 
 
 def prior_sha256(prior: Component) -> str:
-    """Checksum of the file of a prior, or of the weights of one that has none."""
+    """Checksum of the file of a prior, or of the weights of one that has none; of an exact prior that of what it is made by,
+    since the eigenvectors that it holds are not the same on every machine."""
     if isinstance(prior, str) and (prior in priors.names() or Path(prior).is_file()):
         path = registry.WEIGHTS / f"{prior}.safetensors" if prior in priors.names() else Path(prior)
         return hashlib.sha256(path.read_bytes()).hexdigest()
+    loaded = load_prior(prior)
+    if hasattr(loaded, "posterior"):
+        return hashlib.sha256(canonical(with_defaults(prior, room_of(priors, priors.__all__))).encode()).hexdigest()
     weights = hashlib.sha256()
-    for name, value in load_prior(prior).state_dict().items():
+    for name, value in loaded.state_dict().items():
         weights.update(name.encode() + value.detach().cpu().float().contiguous().numpy().tobytes())
     return weights.hexdigest()
 
