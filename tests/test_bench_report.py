@@ -250,7 +250,7 @@ def test_the_suite_says_what_is_compared_with_and_noted(tmp_path: Path) -> None:
     page = report.write(synthetic.write(tmp_path, records, yaml.safe_dump(suite)), say=lambda text: None)
     text = page.with_suffix(".md").read_text(encoding="utf-8")
     table = rows_of(text, "t: a task")
-    assert list(table)[2:] == ["z", "y", "x"] and table[""] == ["PSNR, dB", "PSNR minus `y`, dB", "bias", "Samples"]
+    assert list(table)[2:] == ["z", "y", "x"] and table[""] == ["PSNR, dB", "PSNR minus `y`, dB", "Bias, sd", "Samples"]
     assert table["z"] == ["22.00 ± 0.00", "+1.00 ± 0.00", "0.125 ± 0", "4"] and table["y"][1] == ""
     assert "\nbe &lt;b>warned&lt;/b>\n" in text and "be &lt;b&gt;warned" in page.read_text(encoding="utf-8")
     (tmp_path / "suite.yaml").write_text(yaml.safe_dump(suite | {"metrics": {"psnr": "another 1.0"}, "reference": "gone"}))
@@ -311,6 +311,14 @@ def test_what_is_worse_beyond_noise_is_a_regression(folder: Path, tmp_path: Path
     assert len(regressions) == 1 and regressions[0].startswith("dps / deblur: PSNR") and regressions[0] in text
     back, none = compare(tmp_path, folder)
     assert none == [] and "better (1)" in back
+
+
+def test_scores_of_the_suite_truth_are_judged(tmp_path: Path) -> None:
+    for name, spread in (("old", 1.02), ("new", 0.7)):
+        found = [synthetic.record("t", i, "m", {"spread_measured": spread + 0.001 * k, "own": spread}) for k, i in enumerate("abcd")]
+        synthetic.write(tmp_path / name, found)
+    assert ["Spread, measured" in line for line in compare(tmp_path / "old", tmp_path / "new")[1]] == [True]
+    assert compare(tmp_path / "new", tmp_path / "old")[1] == []
 
 
 def test_noise_and_rounding_are_no_news(folder: Path, tmp_path: Path) -> None:

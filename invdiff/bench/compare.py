@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from invdiff.bench.records import Record, load
-from invdiff.bench.stats import COSTS, MEASURES, interval
+from invdiff.bench.stats import COSTS, JUDGED, MEASURES, interval
 from invdiff.metrics import Metric
 
 LEVEL = 0.99
@@ -46,7 +46,7 @@ def compare(
     judged, alone, costs = 0, 0, []
     for (task, method), images in _groups(before, after, common).items():
         for name in dict.fromkeys(k for a, b in images for k in a if k in b):
-            m = MEASURES.get(name)
+            m = (MEASURES | JUDGED).get(name)
             pairs = np.array([(a[name], b[name]) for a, b in images if name in a and name in b], dtype=float)
             if m is None or not m.better:
                 continue

@@ -32,6 +32,14 @@ COSTS: dict[str, Metric] = {
     "peak_mib": Metric("Peak memory", "MiB", "lower", "largest memory during the run"),
 }
 MEASURES = METRICS | COSTS
+_TRUTH = "invdiff.bench.truth: judge"
+JUDGED: dict[str, Metric] = {  # scores of the suite truth
+    "bias": Metric("Bias", "sd", "lower", _TRUTH),
+    "spread_measured": Metric("Spread, measured", "", "target", _TRUTH, 1.0),
+    "spread_unmeasured": Metric("Spread, unmeasured", "", "target", _TRUTH, 1.0),
+    "weights_error": Metric("Error of weights", "", "lower", _TRUTH),
+    "sliced_w2_ratio": Metric("Distance", "", "lower", _TRUTH),
+}
 
 Array = NDArray[np.float64]
 
@@ -125,7 +133,7 @@ class Study:
     def described(self, measure: str) -> Metric:
         """A measure, computed by what it was when the suite was frozen; what is not known here is a score of the suite's own, of which
         no direction is better."""
-        known = MEASURES.get(measure, Metric(measure, "", "", "a score of the suite's own"))
+        known = (MEASURES | JUDGED).get(measure, Metric(measure, "", "", "a score of the suite's own"))
         return known._replace(backend=str(self.backends.get(measure, known.backend)))
 
     @cached_property
