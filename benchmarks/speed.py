@@ -110,8 +110,8 @@ def page(rows: list[list[str]], sizes: tuple[int, ...], rounds: int) -> str:
         "# Speed\n\nEvaluations a second of one image, by its size in pixels; what `python benchmarks/speed.py` measured on "
         f"{date.today()}: medians of {rounds} rounds in which all variants of a size took turns.\n\n{table}\n\n"
         f"CPU: {processor()}, {torch.backends.cpu.get_cpu_capability()}, where the networks compute {bf16}. GPU: {', '.join(cards) or 'none'}. "
-        f"{platform.system()}, Python {platform.python_version()}, torch {torch.__version__}, invdiff {__version__}.\n\n"
-        "*compiled*: after `prior.compile()`.\n"
+        f"{platform.system()}, Python {platform.python_version()}, torch {torch.__version__}, invdiff {__version__}.\n"
+        + "\n*compiled*: after `prior.compile()`.\n" * any("compiled" in row for row in rows)
     )
 
 
