@@ -13,7 +13,6 @@ Source: Kingma & Welling 2014, "Auto-Encoding Variational Bayes"; Rombach et al.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -47,8 +46,8 @@ class AutoencoderConfig:
         for name, values in whole.items():
             if not values or not all(isinstance(value, int) and value > 0 for value in values):
                 raise ValueError(f"{name} must be whole numbers above 0, got {getattr(self, name)}")
-        if not (math.isfinite(self.mean) and 0 < self.std < math.inf):
-            raise ValueError(f"mean and std are finite and std is above 0, got {self.mean} and {self.std}")
+        if not (abs(self.mean) <= 1e6 and 1e-6 <= self.std <= 1e6):
+            raise ValueError(f"mean and std are at most 1e6 in size and std is at least 1e-6, got {self.mean} and {self.std}")
 
     @property
     def factor(self) -> int:

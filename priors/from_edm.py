@@ -10,10 +10,12 @@ Source: Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based Gen
 from __future__ import annotations
 
 import io
+import math
 import os
 import pickle
 from collections import OrderedDict
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -49,25 +51,51 @@ class _Record(dict[Any, Any]):
         self.state = state
 
 
-def _storage(data: bytes) -> Any:
+class _Fixed:
+    """What a pickle may use or call, and cannot change: pickles can set attributes of all that they hold."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __call__(self, *args: Any) -> Any:
+        return self.value(*args)
+
+    def __setstate__(self, state: Any) -> None:
+        raise pickle.UnpicklingError("it changes what it may only use")
+
+
+def _storage(data: bytes) -> _Fixed:
     """The numbers of a tensor, in torch's own format, in which nothing but numbers is read."""
-    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    storage = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    return _Fixed(torch.tensor([], dtype=storage.dtype).set_(storage.untyped(), 0, (len(storage),), (1,)))
 
 
-def _parameter(data: Tensor, *_: Any) -> Tensor:
+def _rebuild(storage: _Fixed, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> _Fixed:
+    """A tensor of numbers that are there: none beyond the storage, and no more than it has."""
+    numbers = storage.value
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    if min((offset, *size, *stride)) < 0 or last >= len(numbers) or math.prod(size) > len(numbers):
+        raise pickle.UnpicklingError(f"a tensor {size} of a storage of {len(numbers)} numbers")
+    return _Fixed(numbers.as_strided(size, stride, offset))
+
+
+def _parameter(data: _Fixed, *_: Any) -> _Fixed:
     return data
 
 
 KNOWN = {
-    ("collections", "OrderedDict"): OrderedDict,
-    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
-    ("torch._utils", "_rebuild_parameter"): _parameter,
-    ("torch.storage", "_load_from_bytes"): _storage,
+    ("collections", "OrderedDict"): _Fixed(OrderedDict),
+    ("torch._utils", "_rebuild_tensor_v2"): _Fixed(_rebuild),
+    ("torch._utils", "_rebuild_parameter"): _Fixed(_parameter),
+    ("torch.storage", "_load_from_bytes"): _Fixed(_storage),
 }
+MOST = 10_000  # tensors: modules that share others could name any number
 
 
 class _Unpickler(pickle.Unpickler):
-    """Calls nothing that the file names but the four functions above."""
+    """Calls nothing that the file names but the four functions above, and lets it change none of them."""
 
     def find_class(self, module: str, name: str) -> Any:
         return KNOWN.get((module, name), _Record)
@@ -84,7 +112,7 @@ def _tensors(module: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
     state = _state(module)
     for name, tensor in {**state["_parameters"], **state["_buffers"]}.items():
         if tensor is not None:
-            yield prefix + name, tensor.float()
+            yield prefix + name, tensor.value
     for name, child in state["_modules"].items():
         if child is not None:
             yield from _tensors(child, f"{prefix}{name}.")
@@ -103,11 +131,11 @@ def _network(model: Any, std: float) -> Denoiser:
         cls, options = NCSNpp, {**options, "model_type": names[0]}
     elif kind != "DhariwalUNet":
         raise ValueError(f"its network is a {kind}, not SongUNet or DhariwalUNet")
-    state = dict(_tensors(model))
+    state = dict(islice(_tensors(model), MOST))
     with torch.device("meta"):  # shapes without memory: the file may ask for any amount
         net = cls(pretrained=None, _was_trained_on_minus_one_one=True, pixel_std=std, **options)
     check_fit(net, state, "the file")
-    net.load_state_dict(state, assign=True)
+    net.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
     for module in net.modules():
         if isinstance(module, nn.GroupNorm):  # which has 32 in deepinv, whatever the width
             module.num_groups = min(32, module.num_channels // 4)

@@ -14,6 +14,7 @@ so an image means the same alone, in a batch, or as part of a larger image.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -46,10 +47,19 @@ class NetworkConfig:
         for name, values in whole.items():
             if not values or not all(isinstance(value, int) and value > 0 for value in values):
                 raise ValueError(f"{name} must be whole numbers above 0, got {getattr(self, name)}")
-        if not (math.isfinite(self.mean) and 0 < self.std < math.inf):
-            raise ValueError(f"mean and std are finite and std is above 0, got {self.mean} and {self.std}")
-        if not 0 < self.sigma_min < self.sigma_max < math.inf:
-            raise ValueError(f"0 < sigma_min < sigma_max is needed, got {self.sigma_min} and {self.sigma_max}")
+        if not (abs(self.mean) <= 1e6 and 1e-6 <= self.std <= 1e6):
+            raise ValueError(f"mean and std are at most 1e6 in size and std is at least 1e-6, got {self.mean} and {self.std}")
+        if not 0 < self.sigma_min < self.sigma_max <= 1e6:
+            raise ValueError(f"0 < sigma_min < sigma_max <= 1e6 is needed, got {self.sigma_min} and {self.sigma_max}")
+
+
+def noise_levels(sigma: float | Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """The noise level of each image, (B,); ``ValueError`` unless they are one or B numbers, 0 or more and finite."""
+    dtype = torch.float32 if x.device.type == "mps" else dtype  # which has no more
+    s = torch.as_tensor(sigma, dtype=dtype).reshape(-1)
+    if len(s) not in (1, len(x)) or not bool(((s >= 0) & (s <= torch.finfo(torch.float32).max ** 0.5)).all()):
+        raise ValueError(f"sigma is a noise level, 0 or more and finite, one for all images or one for each of {len(x)}, got {sigma}")
+    return s.to(device=x.device, dtype=dtype).expand(len(x))
 
 
 class _Residual(nn.Module):
@@ -99,6 +109,7 @@ class DenoisingUNet(Denoiser):
         self.sigma_min, self.sigma_max = config.sigma_min, config.sigma_max
         widths, emb = config.widths, 128
         pixels = config.channels * config.patch**2
+        self._compiled: Callable[..., Tensor] = type(self).raw  # until it is
         self.register_buffer("frequencies", 2.0 ** torch.arange(-3, 3), persistent=False)  # exact in any dtype
         self.embed = nn.Sequential(nn.Linear(12, emb), nn.SiLU(), nn.Linear(emb, emb), nn.SiLU())
         self.stem = nn.Conv2d(pixels, widths[0], 3, padding=1)
@@ -138,7 +149,7 @@ class DenoisingUNet(Denoiser):
         and runs it as it is. The first sizes and the first gradient take about half a minute each, then it is done. On
         a CPU it saves a few per cent at most, since the time is in the convolutions; on a GPU it was not measured.
         """
-        self.raw = torch.compile(self.raw, *args, **{"dynamic": True, **kwargs})  # type: ignore[method-assign]
+        self._compiled = torch.compile(type(self).raw, *args, **{"dynamic": True, **kwargs})  # unbound: a copy has its own weights
 
     @property
     def multiple(self) -> int:
@@ -147,19 +158,17 @@ class DenoisingUNet(Denoiser):
 
     def forward(self, x: Tensor, sigma: float | Tensor, **kwargs: Any) -> Tensor:
         channels = self.config.channels
-        if x.ndim != 4 or x.shape[1] not in {channels, 1 if channels == 3 else channels}:
+        if x.ndim != 4 or x.shape[1] not in {channels, 1 if channels == 3 else channels} or 0 in x.shape[1:]:
             raise ValueError(
                 f"this prior takes images of shape (B, {channels}, H, W), got {tuple(x.shape)}; "
                 "add the batch axis or convert the channels first"
             )
         if not x.is_floating_point():
             raise TypeError(f"images are floats in [0, 1], got {x.dtype}; x.float() / 255 for 8-bit ones")
-        if isinstance(sigma, (int, float)) and not 0 <= sigma < math.inf:
-            raise ValueError(f"sigma is a noise level, 0 or more and finite, got {sigma}")
         gray = x.shape[1] != channels
         dtype = torch.promote_types(x.dtype, torch.float32)  # whatever the weights'
         image = (x.expand(-1, channels, -1, -1) if gray else x).to(dtype)
-        s = torch.as_tensor(sigma, dtype=dtype, device=x.device).reshape(-1).expand(x.shape[0])
+        s = noise_levels(sigma, x, dtype)
         s4 = s.view(-1, 1, 1, 1)
         c_in = (s4**2 + self.std**2).rsqrt()
         # Past the trained range the noise level is clamped in the embedding only: c_skip keeps the right limits.
@@ -168,7 +177,7 @@ class DenoisingUNet(Denoiser):
         pad = (0, -w % self.multiple, 0, -h % self.multiple)
         z = pad_image((image - self.mean) * c_in, pad)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.stem.weight.dtype == torch.float32 and has_bf16(x.device)):
-            f = self.raw(z.contiguous(memory_format=torch.channels_last), log_sigma)
+            f = self._compiled(self, z.contiguous(memory_format=torch.channels_last), log_sigma)
         f = f[..., :h, :w].to(dtype)
         out = self.mean + (self.std * c_in) ** 2 * (image - self.mean) + s4 * self.std * c_in * f
         return (out.mean(1, keepdim=True) if gray else out).to(x.dtype)

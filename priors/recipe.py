@@ -108,8 +108,11 @@ class Recipe:
             raise ValueError(f"recipe {name}: {error}") from None
 
     def __post_init__(self) -> None:
-        if self.name in ("", ".", "..", "checkpoint", "autoencoder-checkpoint") or Path(self.name).name != self.name:
-            raise ValueError(f"name is the name of a file without its folder, and not 'checkpoint', got {self.name!r}")
+        if not re.fullmatch(r"[\w][\w .+-]{0,99}", self.name) or self.name.endswith("checkpoint"):
+            raise ValueError(
+                "name is the name of a file without its folder, at most 100 letters, digits and ' .+-_', and does not end in 'checkpoint', "
+                f"got {self.name[:120]!r}"
+            )
         if self.images not in KINDS:
             raise ValueError(f"images is one of {', '.join(KINDS)}, got {self.images!r}")
         if self.channels not in KINDS[self.images]:

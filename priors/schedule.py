@@ -21,7 +21,7 @@ import torch
 from deepinv.models import Denoiser
 from torch import Tensor, nn
 
-from invdiff.priors.network import pad_image
+from invdiff.priors.network import noise_levels, pad_image
 from invdiff.priors.wrap import Outer
 
 ALPHA: dict[str, Callable[[Tensor], Tensor]] = {
@@ -136,7 +136,7 @@ class ConvertedPrior(Outer, Denoiser):
                 f"this prior takes images of shape (B, {self.channels or 'C'}, H, W), got {tuple(x.shape)}; "
                 "add the batch axis or convert the channels first"
             )
-        level = self.span * torch.as_tensor(sigma, dtype=torch.float64).reshape(-1).expand(len(x))
+        level = self.span * noise_levels(sigma, x, torch.float64)
         h, w = x.shape[-2:]
         z = pad_image(self.low + self.span * x, (0, -w % self.multiple, 0, -h % self.multiple))
         out = self.denoise(z, level, **kwargs)[..., :h, :w].to(x.dtype)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -33,8 +33,12 @@ def save_weights(prior: DenoisingUNet | LatentPrior, path: str | Path) -> None:
 
 
 def write_tensors(tensors: dict[str, Tensor], path: str | Path, header: dict[str, str]) -> None:
-    """Write tensors as fp16 safetensors, atomically."""
-    save_tensors({k: v.half() for k, v in tensors.items()}, path, header)
+    """Write tensors as fp16 safetensors, atomically; ``ValueError`` for values beyond its 65504."""
+    halves = {k: v.half() for k, v in tensors.items()}
+    for name, tensor in halves.items():
+        if not bool(tensor.isfinite().all()):
+            raise ValueError(f"{name} has values that are not finite, or beyond the 65504 of 16-bit floats; nothing is written")
+    save_tensors(halves, path, header)
 
 
 def save_tensors(tensors: dict[str, Tensor], path: str | Path, header: dict[str, str]) -> None:
@@ -76,11 +80,18 @@ def read_tensors(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Header and tensors, as float32, of a safetensors file; ``ValueError`` if it is damaged or missing."""
     with _opened(path) as f:
         header = f.metadata() or {}
-        tensors = {k: f.get_tensor(k).float() for k in f.keys()}  # noqa: SIM118 (f is not a dict)
-    broken = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
-    if broken:
-        raise ValueError(f"{path}: {broken[0]} holds values that are not finite; get the file again")
-    return header, tensors
+        tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 (f is not a dict)
+    _check_numbers(tensors, path)
+    return header, {name: tensor.float() for name, tensor in tensors.items()}
+
+
+def _check_numbers(tensors: Mapping[str, Tensor], source: str | Path) -> None:
+    """``ValueError`` for weights that are no floats, or not finite."""
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise ValueError(f"{source}: {name} holds {tensor.dtype}, weights are floats; get the file again")
+        if not bool(tensor.isfinite().all()):
+            raise ValueError(f"{source}: {name} holds values that are not finite; get the file again")
 
 
 def load_weights(path: str | Path) -> DenoisingUNet | LatentPrior:
@@ -163,6 +174,7 @@ def check_fit(net: nn.Module, state: dict[str, Tensor], source: str | Path) -> N
             f"{source}: the weights do not fit {type(net).__name__}: {name} is {found.get(name, 'missing')} in the file, "
             f"{wanted.get(name, 'nothing')} in the network, and {len(wrong) - 1} more differ"
         )
+    _check_numbers({name: state[name] for name, own in net.state_dict().items() if own.is_floating_point()}, source)
 
 
 def check_label(label: int | None, classes: int, source: str | Path) -> None:

@@ -19,11 +19,16 @@ class Outer(nn.Module):
     """
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        inner = [m for child in self.children() for m in (child.children() if isinstance(child, nn.ModuleList) else [child])]
+        inner = _inner(self)
         if not inner:
             raise TypeError(f"this {type(self).__name__} is made of functions, with no module to compile; give it torch.compile(function)")
         for module in inner:
             module.compile(*args, **{"dynamic": True, **kwargs})
+
+
+def _inner(outer: nn.Module) -> list[nn.Module]:
+    """What is to be compiled: modules inside that are not themselves made of others."""
+    return [m for child in outer.children() for m in (_inner(child) if isinstance(child, (Outer, nn.ModuleList)) else [child])]
 
 
 class Prior(Outer, Denoiser):
@@ -56,7 +61,7 @@ class Prior(Outer, Denoiser):
             )
 
     def forward(self, x: Tensor, sigma: float | Tensor, **kwargs: Any) -> Tensor:
-        if isinstance(sigma, Tensor) and bool((sigma == sigma.reshape(-1)[0]).all()):
+        if isinstance(sigma, Tensor) and sigma.numel() and bool((sigma == sigma.reshape(-1)[0]).all()):
             sigma = float(sigma.reshape(-1)[0])
         return self.denoiser(x, sigma, **kwargs)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -50,6 +51,33 @@ WRAPPED: dict[str, tuple[Callable[[], Any], int]] = {  # and the number of netwo
     "ScheduledPrior": (scheduled, 1),
     "Labelled": (lambda: Labelled(scheduled(), 10, 3), 1),
 }
+
+
+def test_a_copy_of_a_compiled_network_has_its_own_weights() -> None:
+    from torch._dynamo.testing import CompileCounter
+
+    first, x = net(), torch.rand(1, 1, 16, 16)
+    torch.nn.init.ones_(first.head.bias)  # type: ignore[arg-type]
+    first.compile(backend=CompileCounter())
+    second = copy.deepcopy(first)
+    torch.nn.init.zeros_(second.head.bias)  # type: ignore[arg-type]
+    assert not torch.equal(first(x, 0.3), second(x, 0.3)) and torch.equal(second(x, 0.3), net_of(second)(x, 0.3))
+
+
+def net_of(other: priors.DenoisingUNet) -> priors.DenoisingUNet:
+    found = net()
+    found.load_state_dict(other.state_dict())
+    return found
+
+
+def test_functions_beside_a_network_are_left_as_they_are() -> None:
+    from torch._dynamo.testing import CompileCounter
+
+    counter = CompileCounter()
+    product = priors.Product([net(), lambda x, s: x], [0.5, 0.5])
+    product.compile(backend=counter)
+    product(torch.rand(1, 1, 16, 16), 0.3)
+    assert counter.frame_count == 1
 
 
 @pytest.mark.parametrize("name", WRAPPED)

@@ -51,6 +51,31 @@ def frozen(module: nn.Module, class_name: str = "", **more: Any) -> Any:
     return Persistent(class_name or type(module).__name__, state)
 
 
+def test_a_hostile_file_changes_nothing_and_takes_no_memory(tmp_path: Path) -> None:
+    """Attributes set on what the file may call; tensors larger than their numbers; one number for a huge tensor."""
+    rebuild, path = torch._utils._rebuild_tensor_v2, tmp_path / "hostile.pkl"
+    before = rebuild.__defaults__
+
+    def tensor(size: tuple[int, ...], stride: tuple[int, ...]) -> Any:
+        class Claim:
+            def __reduce__(self) -> tuple[Any, ...]:
+                return rebuild, (torch.ones(4).storage(), 0, size, stride, False, None)
+
+        return pickle.dumps({"ema": Claim()})
+
+    setting = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\nN}(U\x0c__defaults__(U\x01aU\x01btu\x86b."
+    for data, message in (
+        (setting, "may only use"),
+        (tensor((3, 3), (3, 1)), "storage of 4 numbers"),
+        (tensor((10**10,), (0,)), "storage of 4 numbers"),
+        (tensor((2,), (-1,)), "storage of 4 numbers"),
+    ):
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=message):
+            priors.load(f"edm:{path}")
+    assert rebuild.__defaults__ == before
+
+
 @pytest.fixture(autouse=True)
 def edm(monkeypatch: pytest.MonkeyPatch) -> None:
     """The modules that EDM's pickles name, of which none is there when one is loaded."""

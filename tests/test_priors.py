@@ -218,6 +218,9 @@ def test_bad_files(shipped: Path, tmp_path: Path) -> None:
         save_file(many, path, {"format": "invdiff-unet", "config": config})
         with pytest.raises(ValueError, match=f"{path}: its header does not describe a network .*get the file again"):
             priors.load(path)
+    save_file({"weight": torch.tensor([0, 1])}, path, {"format": "invdiff-unet"})
+    with pytest.raises(ValueError, match=f"{path}: weight holds torch.int64, weights are floats"):
+        priors.load(path)
     save_file({"weight": torch.tensor([0.0, nan])}, path, {"format": "invdiff-unet"})
     with pytest.raises(ValueError, match=f"{path}: weight holds values that are not finite"):
         priors.load(path)
@@ -417,3 +420,29 @@ def test_images_are_floats_and_noise_levels_are_levels(sigma: float) -> None:
         net(torch.zeros(1, 3, 8, 8), sigma)
     with pytest.raises(TypeError, match=r"images are floats in \[0, 1\], got torch.uint8; x.float\(\) / 255"):
         net(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), 0.1)
+
+
+LEVELS = [-0.1, float("nan"), float("inf"), 1e300, torch.tensor(-0.1), torch.tensor([0.1, -0.2]), torch.tensor([0.1, float("nan")]), torch.ones(3)]
+
+
+@pytest.mark.parametrize("sigma", LEVELS, ids=str)
+def test_noise_levels_that_are_none(sigma: float | torch.Tensor) -> None:
+    net, x = DenoisingUNet(channels=1, widths=(8,), blocks=1), torch.rand(2, 1, 8, 8)
+    for prior in (net, priors.KarrasPrior(lambda x, s: x)):
+        with pytest.raises(ValueError, match="one for all images or one for each of 2"):
+            prior(x, sigma)
+    with pytest.raises(ValueError, match="images of shape"):
+        net(x[:, :, :0], 0.1)
+
+
+def test_empty_batches() -> None:
+    for prior in (DenoisingUNet(channels=1, widths=(8,), blocks=1), priors.as_prior(lambda x, s: x)):
+        assert prior(torch.zeros(0, 1, 8, 8), torch.zeros(0)).shape == (0, 1, 8, 8)
+
+
+def test_weights_that_16_bits_cannot_hold_are_not_written(tmp_path: Path) -> None:
+    net = DenoisingUNet(channels=1, widths=(8,), blocks=1)
+    torch.nn.init.constant_(net.head.bias, 1e5)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="head.bias has values"):
+        save_weights(net, tmp_path / "x.safetensors")
+    assert not list(tmp_path.iterdir())
