@@ -84,6 +84,14 @@ def picky(case):
     raise ValueError("not this one")
 
 
+def leaves(case):
+    raise SystemExit("\\udcff")
+
+
+def generous(outcome, case):
+    return {"psnr": 99.0}
+
+
 def dies(case, once):
     if not Path(once).exists():
         Path(once).touch()

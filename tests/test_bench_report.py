@@ -313,6 +313,15 @@ def test_what_is_worse_beyond_noise_is_a_regression(folder: Path, tmp_path: Path
     assert none == [] and "better (1)" in back
 
 
+def test_scores_that_vanish_and_settings_that_change_are_told(folder: Path, tmp_path: Path) -> None:
+    def change(r: Record) -> None:
+        if r["spec"]["method"] == "dps" and r["spec"]["task"] == "deblur":
+            r["metrics"]["ssim"] = None
+
+    text, regressions = compare(folder, shifted(folder, tmp_path, change))
+    assert len(regressions) == 1 and "dps / deblur: ssim has no value any more on 6 of 6 images" in regressions[0] and "differ in" not in text
+
+
 def test_scores_of_the_suite_truth_are_judged(tmp_path: Path) -> None:
     for name, spread in (("old", 1.02), ("new", 0.7)):
         found = [synthetic.record("t", i, "m", {"spread_measured": spread + 0.001 * k, "own": spread}) for k, i in enumerate("abcd")]

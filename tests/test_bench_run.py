@@ -19,7 +19,7 @@ import yaml
 from small_suite import MINE, RUNS, SUITE, by_method, run, scores, suite_folder, with_methods  # noqa: F401 (the last is a fixture)
 
 from invdiff import bench
-from invdiff.bench import records, report, tasks
+from invdiff.bench import performing, records, report, tasks
 from invdiff.bench import suite as suites
 from invdiff.files import Locked, lock
 from invdiff.priors import DenoisingUNet
@@ -87,6 +87,30 @@ def test_failures_are_recorded_and_stop_nothing() -> None:
     sys.modules.pop("mine")
     progress = run("methods.yaml", again=True)
     assert progress.skipped == 1 and progress.counts == {"failed": 2, "refused": 2, "ok": 2}
+
+
+def test_what_a_contestant_may_not_do_is_its_failure() -> None:
+    """Leaving the program, words that no file can hold, and a judge that overwrites a metric."""
+    assert run(with_methods("mine:leaves", "mine:slow")).counts == {"failed": 1, "ok": 1}
+    text = yaml.safe_load(Path("methods.yaml").read_text())
+    text["tasks"]["inpaint"]["judge"] = "mine:generous"
+    Path("judged.yaml").write_text(yaml.safe_dump(text))
+    with pytest.raises(ValueError, match="another suite"):  # scores of two judges are not mixed
+        run("judged.yaml")
+    assert run("judged.yaml", "judged").counts == {"failed": 2} and "are not those of metrics" in str(by_method("judged")["slow"]["error"])
+    text["tasks"]["inpaint"]["judge"] = "mine:none"
+    Path("judged.yaml").write_text(yaml.safe_dump(text))
+    with pytest.raises(ValueError, match="tasks.inpaint.judge.*'mine:none' cannot be imported"):
+        run("judged.yaml", "none")
+
+
+def test_other_weights_in_a_kept_folder_are_refused() -> None:
+    run(only={"method": ["measurement"]})
+    torch.manual_seed(1)
+    save_weights(DenoisingUNet(widths=(8, 8), blocks=2), "tiny.safetensors")
+    performing._prior.cache_clear()  # another test may have had the frozen ones
+    assert run(only={"method": ["measurement", "dps-3"]}).counts == {"ok": 4, "failed": 4}
+    assert "not those that the suite was frozen with" in str(by_method()["dps-3"]["error"])
 
 
 def test_import_paths_name_operators_strategies_and_judges_of_ones_own() -> None:

@@ -38,14 +38,19 @@ def compare(
     (before, notes), (after, more) = (_read(Path(folder)) for folder in (old, new))
     common = [place for place in before if place in after]
     _check_same(before, after, common, Path(old), Path(new))
-    notes += [*more, *_protocols(before, after, Path(old), Path(new))]
+    notes += [*more, *_protocols(before, after, Path(old), Path(new)), *_changed(before, after, common)]
     added = len(after) - len(common)
     notes += [f"{added} runs are only in {new}"] if added else []
 
     worse, better = _statuses(before, after)
     judged, alone, costs = 0, 0, []
     for (task, method), images in _groups(before, after, common).items():
-        for name in dict.fromkeys(k for a, b in images for k in a if k in b):
+        for name in dict.fromkeys(k for a, _ in images for k in a):
+            lost = sum(name in a and name not in b for a, b in images)
+            if lost:
+                worse.append(f"{method} / {task}: {name} has no value any more on {lost} of {len(images)} images")
+            if not any(name in a and name in b for a, b in images):
+                continue
             m = (MEASURES | JUDGED).get(name)
             pairs = np.array([(a[name], b[name]) for a, b in images if name in a and name in b], dtype=float)
             if m is None or not m.better:
@@ -106,6 +111,14 @@ def _protocols(before: dict[Place, list[Record]], after: dict[Place, list[Record
     lines = [x for x in unified_diff(a, b, lineterm="", n=0) if x[:1] in "+-" and x[:3] not in ("---", "+++")]
     shown = [f"\n    {x[:200]}" for x in lines[:20]] + ([f"\n    and {len(lines) - 20} more lines"] if len(lines) > 20 else [])
     yield f"the protocols differ ({', '.join(names[0])} and {', '.join(names[1])}):{''.join(shown)}"
+
+
+def _changed(before: dict[Place, list[Record]], after: dict[Place, list[Record]], common: list[Place]) -> Iterator[str]:
+    """What the runs differ in, but for what came of them."""
+    for fact in ("settings", "prior_sha256", "samples", "seed"):
+        differ = [place for place in common if before[place][0]["spec"].get(fact) != after[place][0]["spec"].get(fact)]
+        if differ:
+            yield f"{len(differ)} runs differ in {fact}, such as {' / '.join(differ[0])}"
 
 
 def _statuses(before: dict[Place, list[Record]], after: dict[Place, list[Record]]) -> tuple[list[str], list[str]]:

@@ -36,6 +36,7 @@ from invdiff.bench.records import Record
 from invdiff.priors import LatentPrior, as_prior
 from invdiff.priors.sampling import shown
 
+COSTS = ("nfe", "backward", "seconds", "cpu_seconds", "peak_mib")
 DIVERGED = 10.0  # a result whose size is that many times the truth's is no restoration
 
 
@@ -124,24 +125,28 @@ def perform(job: Job) -> Done:
     started = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     status, error, scores, pictures = "ok", None, dict.fromkeys(job.metrics), {}
-    cost: dict[str, float | None] = dict.fromkeys(("nfe", "backward", "seconds", "cpu_seconds", "peak_mib"))
-    evaluations = Evaluations()
+    cost: dict[str, float | None] = dict.fromkeys(COSTS)
+    evaluations, doing = Evaluations(), "preparing"
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             case, judge = prepare(job, device)
+            doing = "running"
             with evaluations.of(case.prior), _measured(cost, device):
                 outcome = contestants.contestant(job.run)(case)
+            doing = "scoring"
             cost |= evaluations.per_sample(1 if outcome.samples is None else len(outcome.samples))
             check(outcome, case.truth)
             scores |= score(job, outcome, case, judge)
             pictures = draw(job, outcome, case)
-        except Exception as caught_error:  # noqa: BLE001 (whatever a contestant raises is a result of the benchmark)
-            refused = isinstance(caught_error, (ValueError, TypeError, ImportError)) and not evaluations.forward
+        except (Exception, SystemExit) as caught_error:  # noqa: BLE001 (whatever a contestant raises is a result of the benchmark)
+            said_no = isinstance(caught_error, (ValueError, TypeError)) and doing == "running" and not evaluations.forward
+            refused = said_no or (isinstance(caught_error, ImportError) and not evaluations.forward)
             status = "refused" if refused else "failed"
             error = f"{type(caught_error).__name__}: {' '.join(str(caught_error).split())}"
             if status == "failed":
                 error += _place(caught_error)
+            error = error.encode("utf-8", "backslashreplace").decode()  # half a character, which no file can hold
     record: Record = {
         "key": job.key,
         "suite": job.suite,
@@ -160,7 +165,7 @@ def perform(job: Job) -> Done:
     return Done(record, dict(pictures.values()))
 
 
-def _place(error: Exception) -> str:
+def _place(error: BaseException) -> str:
     last = traceback.extract_tb(error.__traceback__)[-1]
     return f" ({os.path.basename(last.filename)}, line {last.lineno})"
 
@@ -169,9 +174,12 @@ def _place(error: Exception) -> str:
 
 
 @lru_cache(maxsize=4)
-def _prior(text: str, device: torch.device) -> Any:
-    """The priors last used stay in the worker."""
-    prior = tasks.load_prior(json.loads(text))
+def _prior(text: str, sha256: str, device: torch.device) -> Any:
+    """The priors last used stay in the worker; ``RuntimeError`` for other weights than those of the frozen suite."""
+    component = json.loads(text)
+    if tasks.prior_sha256(component) != sha256:
+        raise RuntimeError("the weights of the prior are not those that the suite was frozen with; run it in another folder")
+    prior = tasks.load_prior(component)
     return prior.to(device) if isinstance(prior, LatentPrior) else as_prior(prior).to(device)
 
 
@@ -193,7 +201,7 @@ def prepare(job: Job, device: torch.device) -> tuple[Case, Any]:
     if job.task.judge:
         function, told = bound(job.task.judge, {}, {}, ("outcome", "case"))
         judge = partial(function, **told)
-    prior = _prior(canonical(job.prior), device) if job.uses_prior else None
+    prior = _prior(canonical(job.prior), job.spec["prior_sha256"], device) if job.uses_prior else None
     return Case(y.to(device), A.to(device), law, prior, truth.to(device), job.spec["samples"], job.spec["seed"]), judge
 
 
@@ -215,7 +223,10 @@ def score(job: Job, outcome: Outcome, case: Case, judge: Any) -> dict[str, float
     found = metrics.measure(
         outcome.x.cpu(), case.truth.cpu(), samples=samples, residual=residual(outcome.x, case), names=job.metrics
     )
-    found |= judge(outcome, case) if judge else {}
+    judged = judge(outcome, case) if judge else {}
+    if not isinstance(judged, dict) or not all(isinstance(name, str) and name not in metrics.METRICS and name not in COSTS for name in judged):
+        raise TypeError(f"a judge returns scores by names that are not those of metrics and costs, got {judged!r}")
+    found |= judged
     return {name: None if v is None or not np.isfinite(v) else float(v) for name, v in found.items()}
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import sys
 from functools import lru_cache
 from importlib import metadata
@@ -81,9 +82,15 @@ def load(folder: str | Path) -> tuple[list[Record], list[str]]:
     for path in sorted((Path(folder) / "runs").glob("*.json")):
         try:
             records.append(_checked(json.loads(path.read_bytes()), path.stem))
-        except (ValueError, TypeError, OSError) as error:
+        except (ValueError, TypeError, OSError, RecursionError, OverflowError) as error:
             problems.append(f"{path}: corrupt record ({' '.join(str(error).split())})")
     return records, problems
+
+
+_KINDS: dict[str, type] = {
+    "suite": str, "protocol": str, "started": str, "spec": dict, "metrics": dict, "cost": dict, "versions": dict, "machine": dict,
+    "warnings": list, "pictures": dict,
+}  # fmt: skip
 
 
 def _checked(record: Any, name: str) -> Record:
@@ -92,6 +99,16 @@ def _checked(record: Any, name: str) -> Record:
     missing = [field for field in Record.__annotations__ if field not in record]
     if missing:
         raise ValueError(f"it lacks {', '.join(missing)}")
+    for field, kind in _KINDS.items():
+        if not isinstance(record[field], kind):
+            raise TypeError(f"its {field} is {type(record[field]).__name__}, not {kind.__name__}")
+    numbers = [*record["metrics"].values(), *record["cost"].values()]
+    if not all(v is None or (isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v)) for v in numbers):
+        raise ValueError("a score or a cost is no number")
+    if not all(isinstance(record["spec"].get(k), str) for k in ("task", "image", "method")):
+        raise ValueError("its spec has no task, image or method")
+    if not all(isinstance(path, str) for path in record["pictures"].values()):
+        raise ValueError("a picture is no path")
     if record["status"] not in ("ok", "failed", "refused"):
         raise ValueError(f"its status is {record['status']!r}")
     if not record["key"] == name == key(record["spec"]):

@@ -106,7 +106,9 @@ def _grown(old: Suite, given: Suite, out: Path) -> Suite:
     """The frozen suite ``given`` in the place of ``old``, if it has all runs of that, with the same settings and scores, and more."""
     new = replace(suites.freeze(given), made_with=old.made_with)
     kept = {job.key for job in performing.jobs(old)}
-    if (new.name, new.metrics, new.threads) != (old.name, old.metrics, old.threads) or kept - {job.key for job in performing.jobs(new)}:
+    rejudged = any(name in new.tasks and new.tasks[name].judge != task.judge for name, task in old.tasks.items())
+    same = (new.name, new.metrics, new.threads) == (old.name, old.metrics, old.threads) and not rejudged
+    if not same or kept - {job.key for job in performing.jobs(new)}:
         raise ValueError(f"{out} holds the runs of another suite, or of another state of {given.name}; give another folder")
     for record in records.load(out)[0]:  # they are runs of the new one too, whose protocol they name
         if record["key"] in kept:
@@ -206,7 +208,7 @@ def _gone(job: Job, error: str) -> Done:
         "status": "failed",
         "error": " ".join(error.split()),
         "metrics": dict.fromkeys(job.metrics),
-        "cost": dict.fromkeys(("nfe", "backward", "seconds", "cpu_seconds", "peak_mib")),
+        "cost": dict.fromkeys(performing.COSTS),
         "versions": records.versions(),
         "machine": performing.machine(job.threads),
         "started": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),

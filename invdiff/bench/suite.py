@@ -30,7 +30,7 @@ from typing import Any
 
 import yaml
 
-from invdiff.bench.components import Component, build, split, with_defaults
+from invdiff.bench.components import Component, bound, build, split, with_defaults
 from invdiff.bench.records import digest, versions
 from invdiff.seeds import check_seed
 
@@ -236,8 +236,8 @@ def _check(suite: Suite) -> None:
     """What can be said before anything is built."""
     for names in (suite.images, suite.tasks, suite.methods, [suite.name]):
         for name in names:
-            if not re.fullmatch(r"[\w.+-]+", name):
-                raise ValueError(f"{name!r}: names become names of files; use letters, digits and . + - _")
+            if not re.fullmatch(r"[\w.+-]{1,80}", name):
+                raise ValueError(f"{name[:100]!r}: names become names of files; use at most 80 letters, digits and . + - _")
     if not suite.images and not suite.files:
         raise ValueError("it has no images")
     if not suite.tasks or not suite.methods:
@@ -257,6 +257,8 @@ def _check(suite: Suite) -> None:
         for name in names:
             if name not in allowed:
                 raise ValueError(f"{at}: {name!r} is none of {', '.join(allowed)}")
+            if names.count(name) > 1:
+                raise ValueError(f"{at}: {name!r} is given twice")
 
 
 def freeze(suite: Suite) -> Suite:
@@ -286,6 +288,9 @@ def freeze(suite: Suite) -> Suite:
             methods[label] = replace(method, run=contestants.complete(method.run))
     for name, task in suite.tasks.items():
         prior = task.prior or suite.prior
+        if task.judge:
+            with _at(f"tasks.{name}.judge"):
+                bound(task.judge, {}, {}, ("outcome", "case"))
         with _at(f"tasks.{name}"):
             label = tasks.prior_label(prior)
             priors[label] = tasks.prior_sha256(prior)

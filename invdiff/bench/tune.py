@@ -129,8 +129,9 @@ def search(
         higher = METRICS[metric].better == "higher"
         study = optuna.create_study(
             storage=f"sqlite:///{out / 'study.db'}", study_name="study", load_if_exists=True, direction="maximize" if higher else "minimize",
-            sampler=optuna.samplers.TPESampler(seed=seed), pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=0),
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=0),
         )  # fmt: skip
+        study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials))  # a search that goes on does not repeat its trials
         what = {
             "solver": repr(start), "ranges": {k: list(v) for k, v in chosen.items()}, "metric": metric, "samples": samples, "seed": seed,
             "images": len(on), "images_sha256": _checksum(t for e in on for t in (e.truth, e.y)), "prior_sha256": _prior_checksum(prior),
