@@ -84,6 +84,11 @@ def picky(case):
     raise ValueError("not this one")
 
 
+def wipes(case):
+    case.truth.zero_(), case.y.zero_()
+    return Outcome(case.truth)
+
+
 def leaves(case):
     raise SystemExit("\\udcff")
 

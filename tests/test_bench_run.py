@@ -91,13 +91,14 @@ def test_failures_are_recorded_and_stop_nothing() -> None:
 
 def test_what_a_contestant_may_not_do_is_its_failure() -> None:
     """Leaving the program, words that no file can hold, and a judge that overwrites a metric."""
-    assert run(with_methods("mine:leaves", "mine:slow")).counts == {"failed": 1, "ok": 1}
+    assert run(with_methods("mine:leaves", "mine:wipes", "mine:slow")).counts == {"failed": 1, "ok": 2}
+    assert by_method()["wipes"]["metrics"]["psnr"] < 20 and by_method()["slow"]["metrics"]["psnr"] == 80  # type: ignore[operator]
     text = yaml.safe_load(Path("methods.yaml").read_text())
     text["tasks"]["inpaint"]["judge"] = "mine:generous"
     Path("judged.yaml").write_text(yaml.safe_dump(text))
     with pytest.raises(ValueError, match="another suite"):  # scores of two judges are not mixed
         run("judged.yaml")
-    assert run("judged.yaml", "judged").counts == {"failed": 2} and "are not those of metrics" in str(by_method("judged")["slow"]["error"])
+    assert run("judged.yaml", "judged").counts == {"failed": 3} and "are not those of metrics" in str(by_method("judged")["slow"]["error"])
     text["tasks"]["inpaint"]["judge"] = "mine:none"
     Path("judged.yaml").write_text(yaml.safe_dump(text))
     with pytest.raises(ValueError, match="tasks.inpaint.judge.*'mine:none' cannot be imported"):

@@ -16,6 +16,7 @@ from invdiff.metrics import Metric
 
 LEVEL = 0.99
 TOLERANCE = 0.005
+FEW = 5  # images: the interval of fewer excludes next to nothing at that level
 SAME = ("image_sha256", "measurement_sha256")  # what has to be equal for two runs to be of the same problem
 
 Place = tuple[str, str, str]  # task, image, method
@@ -29,7 +30,8 @@ def compare(
     Scores are paired over (task, image, method). A task and method got better or worse in a metric if the interval of the
     mean difference over its images (:func:`invdiff.bench.stats.interval`) excludes zero at ``level``, 99 % since hundreds of
     comparisons are made, and if the difference is more than ``tolerance`` of the old mean, so that rounding is no news (0.005: about
-    0.1 dB). For metrics with a target, the distance from it counts. One image alone shows no noise, so that it is only reported. A run that
+    0.1 dB). Of fewer than FEW images, run with the same settings, seeds and weights, that is also said where each of two or more changed so, the same way: there is no
+    noise in such runs but that of the code. For metrics with a target, the distance from it counts. One image alone shows no noise, so that it is only reported. A run that
     went well and now fails, is refused or is missing is a regression; costs are reported and never are.
 
     ``ValueError`` if there is nothing to compare, or if images or measurements are not the same; protocols that differ otherwise
@@ -44,6 +46,7 @@ def compare(
 
     worse, better = _statuses(before, after)
     judged, alone, costs = 0, 0, []
+    repeated = _repeated(before, after, common)
     for (task, method), images in _groups(before, after, common).items():
         for name in dict.fromkeys(k for a, _ in images for k in a):
             lost = sum(name in a and name not in b for a, b in images)
@@ -55,7 +58,8 @@ def compare(
             pairs = np.array([(a[name], b[name]) for a, b in images if name in a and name in b], dtype=float)
             if m is None or not m.better:
                 continue
-            line, gain, half = _difference(task, method, m, pairs, level)
+            line, each, half = _difference(task, method, m, pairs, level)
+            gain = float(each.mean())
             scale = tolerance * abs(m.target or pairs[:, 0].mean())
             if name in COSTS:
                 costs += [f"  {line}"] if abs(gain) > max(scale, 0.1 * abs(pairs[:, 0].mean())) else []
@@ -63,7 +67,8 @@ def compare(
                 alone += abs(gain) > scale
             else:
                 judged += 1
-                if abs(gain) > max(half, scale):
+                one_way = len(each) < FEW and (task, method) in repeated and bool((each > scale).all() or (each < -scale).all())
+                if abs(gain) > max(half, scale) or one_way:
                     (better if gain > 0 else worse).append(line)
 
     said = [f"{old} -> {new}: {len(common)} runs in both, {judged} comparisons"]
@@ -149,6 +154,13 @@ def _groups(
     return dict(found)
 
 
+def _repeated(before: dict[Place, list[Record]], after: dict[Place, list[Record]], common: list[Place]) -> set[tuple[str, str]]:
+    """Each (task, method) whose runs are the same ones again: of equal keys."""
+    keys = {place: [[r["key"] for r in found[place]] for found in (before, after)] for place in common}
+    others = {(task, method) for (task, _, method), (a, b) in keys.items() if a != b}
+    return {(task, method) for task, _, method in common} - others
+
+
 def _values(runs: list[Record]) -> dict[str, float]:
     """Metrics and costs, means over the runs; nothing if one did not go well."""
     if any(r["status"] != "ok" for r in runs):
@@ -158,8 +170,8 @@ def _values(runs: list[Record]) -> dict[str, float]:
     return {k: float(np.mean([v[k] for v in all_values])) for k in there}
 
 
-def _difference(task: str, method: str, m: Metric, pairs: Any, level: float) -> tuple[str, float, float | None]:
-    """A line about it, the mean gain (positive is better), and the half width of its interval, None for one image."""
+def _difference(task: str, method: str, m: Metric, pairs: Any, level: float) -> tuple[str, Any, float | None]:
+    """A line about it, the gain of each image (positive is better), and the half width of the interval of its mean, None for one image."""
     worth = -np.abs(pairs - m.target) if m.better == "target" else pairs if m.better == "higher" else -pairs
     mean, half = interval(worth[:, 1:] - worth[:, :1], level)
     gain, width = float(mean[0]), float(half[0]) if np.isfinite(half[0]) else None
@@ -167,4 +179,4 @@ def _difference(task: str, method: str, m: Metric, pairs: Any, level: float) -> 
     images = f"{len(pairs)} image{'s' if len(pairs) > 1 else ''}"
     a, b = pairs.mean(0)
     change = f"{abs(gain):.3g} {'better' if gain > 0 else 'worse'}{'' if width is None else f', +- {width:.2g}'}"
-    return f"{method} / {task}: {m.title} {a:.5g} -> {b:.5g}{unit} ({change}, {images})", gain, width
+    return f"{method} / {task}: {m.title} {a:.5g} -> {b:.5g}{unit} ({change}, {images})", worth[:, 1] - worth[:, 0], width

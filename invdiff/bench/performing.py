@@ -133,7 +133,8 @@ def perform(job: Job) -> Done:
             case, judge = prepare(job, device)
             doing = "running"
             with evaluations.of(case.prior), _measured(cost, device):
-                outcome = contestants.contestant(job.run)(case)
+                given = replace(case, y=case.y.clone(), truth=case.truth.clone())  # theirs to change
+                outcome = contestants.contestant(job.run)(given)
             doing = "scoring"
             cost |= evaluations.per_sample(1 if outcome.samples is None else len(outcome.samples))
             check(outcome, case.truth)
@@ -337,7 +338,7 @@ def draw(job: Job, outcome: Outcome, case: Case) -> dict[str, tuple[str, bytes]]
     y = tasks.picture_of(case.y, case.A, tuple(case.truth.shape[1:]))
     found = {
         "x": (f"pictures/{job.key}-x.png", _png(outcome.x)),
-        "y": (f"pictures/{task}-{image}-y.png", _png(y)),
+        "y": (f"pictures/{task}/{image}-y.png", _png(y)),
         "truth": (f"pictures/{image}.png", _png(case.truth)),
     }
     if outcome.std is not None:
