@@ -110,7 +110,7 @@ class Recipe:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[\w][\w .+-]{0,99}", self.name) or self.name.endswith("checkpoint"):
             raise ValueError(
-                "name is the name of a file without its folder, at most 100 letters, digits and ' .+-_', and does not end in 'checkpoint', "
+                "name is the name of a file without its folder, at most 100 letters, digits and ' .+-_', and not 'checkpoint' or one that ends so, "
                 f"got {self.name[:120]!r}"
             )
         if self.images not in KINDS:

@@ -98,7 +98,7 @@ def test_what_a_contestant_may_not_do_is_its_failure() -> None:
     Path("judged.yaml").write_text(yaml.safe_dump(text))
     with pytest.raises(ValueError, match="another suite"):  # scores of two judges are not mixed
         run("judged.yaml")
-    assert run("judged.yaml", "judged").counts == {"failed": 3} and "are not those of metrics" in str(by_method("judged")["slow"]["error"])
+    assert run("judged.yaml", "judged").counts == {"failed": 3} and "are not those of the metrics" in str(by_method("judged")["slow"]["error"])
     text["tasks"]["inpaint"]["judge"] = "mine:none"
     Path("judged.yaml").write_text(yaml.safe_dump(text))
     with pytest.raises(ValueError, match="tasks.inpaint.judge.*'mine:none' cannot be imported"):

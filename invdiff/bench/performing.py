@@ -225,8 +225,8 @@ def score(job: Job, outcome: Outcome, case: Case, judge: Any) -> dict[str, float
         outcome.x.cpu(), case.truth.cpu(), samples=samples, residual=residual(outcome.x, case), names=job.metrics
     )
     judged = judge(outcome, case) if judge else {}
-    if not isinstance(judged, dict) or not all(isinstance(name, str) and name not in metrics.METRICS and name not in COSTS for name in judged):
-        raise TypeError(f"a judge returns scores by names that are not those of metrics and costs, got {judged!r}")
+    if not isinstance(judged, dict) or not all(isinstance(name, str) and name not in job.metrics and name not in COSTS for name in judged):
+        raise TypeError(f"a judge returns scores by names that are not those of the metrics of the suite and of costs, got {judged!r}")
     found |= judged
     return {name: None if v is None or not np.isfinite(v) else float(v) for name, v in found.items()}
 
