@@ -9,15 +9,24 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from typer.core import TyperGroup
 
 from invdiff import __version__
@@ -97,6 +106,20 @@ def _bar() -> Iterator[Progress]:
         yield bar
 
 
+def _follow(bar: Progress, line: TaskID, what: str) -> Callable[[float], None]:
+    """Reports of the share done, to the bar; without a terminal a line every ten seconds."""
+    said = time.monotonic()
+
+    def report(done: float) -> None:
+        nonlocal said
+        bar.update(line, completed=done)
+        if bar.disable and time.monotonic() > said + 10:
+            said = time.monotonic()
+            typer.echo(f"{what}: {done:.0%} done", err=True)
+
+    return report
+
+
 @app.command()
 def restore(
     source: Annotated[str, typer.Argument(metavar="INPUT", help="A picture, a folder, or a quoted pattern like 'in/*.png'.")],
@@ -108,8 +131,8 @@ def restore(
     noise: Annotated[float | None, typer.Option(help="Standard deviation of the noise, white being 1. [default: inpaint 0.01, deblur and superres 0.02, denoise estimated]", show_default=False)] = None,
     solver: Annotated[str, typer.Option(help="A strategy or a preset; `invdiff solvers` lists them; or a file of `invdiff tune`.")] = "auto",
     budget: Annotated[str, typer.Option(help="Of --solver auto: fast, balanced or exact; `invdiff solvers auto` has the table.")] = "balanced",
-    steps: Annotated[int | None, typer.Option(help="Steps of the strategy; its own default if not given.")] = None,
-    samples: Annotated[int | None, typer.Option(help="Images drawn; the result is their mean. 1 gives a single, sharper sample.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of the strategy. [default: its own, in `invdiff solvers NAME`]", show_default=False)] = None,
+    samples: Annotated[int | None, typer.Option(help="Images drawn; the result is their mean. 1 gives a single, sharper sample. [default: fast 2, balanced 4, exact 8]", show_default=False)] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same result.")] = 0,
     uncertainty: Annotated[Path | None, typer.Option(help="Also write the standard deviation, as .png; for many: a folder.")] = None,
     prior: Annotated[str, typer.Option(help="A prior (`invdiff priors` lists them), a .safetensors file or the folder of `invdiff train`.")] = "natural",
@@ -130,7 +153,7 @@ def restore(
     job.check()
     with _bar() as bar:
         line = bar.add_task(Path(source).name, total=1.0)
-        report = Restorer(settings)(job, lambda done: bar.update(line, completed=done))
+        report = Restorer(settings)(job, _follow(bar, line, Path(source).name))
     _tell(job, report)
 
 
@@ -150,8 +173,10 @@ def _restore_many(settings: Any, jobs: list[Any]) -> None:
                 for path in filter(None, (job.target, job.uncertainty)):
                     path.parent.mkdir(parents=True, exist_ok=True)
 
-                def progress(done: float, line: Any = line, i: int = i) -> None:
-                    bar.update(line, completed=done)
+                follow = _follow(bar, line, job.source.name)
+
+                def progress(done: float, follow: Callable[[float], None] = follow, i: int = i) -> None:
+                    follow(done)
                     bar.update(whole, completed=i + done)
 
                 _tell(job, restorer(job, progress))  # type: ignore[misc]
@@ -172,7 +197,7 @@ def _tell(job: Any, report: Any) -> None:
     for notice in report.notices:
         typer.echo(f"note: {notice}", err=True)
     typer.echo(
-        f"{job.target}: {report.size[1]}x{report.size[0]}, noise {report.noise:.3g}, {report.nfe} network evaluations a "
+        f"{job.target}: {report.size[1]}x{report.size[0]}, noise {report.noise:.3g}, {report.nfe} network evaluation{'s' * (report.nfe != 1)} a "
         f"sample, {report.seconds:.1f} s, {report.solver}"
     )
     if report.white is not None:
@@ -308,10 +333,10 @@ def sample(
     model = priors.load(prior).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     side = int(header(prior).get("size", 64)) if size is None else size
     with _bar() as bar:
-        line = bar.add_task(f"{n} images of {side}x{side}", total=1.0)
+        what = f"{n} images of {side}x{side}"
         shape = (n, getattr(model, "channels", None) or 3, side, side)
         images = priors.sample(
-            model, shape, seed=seed, steps=steps, progress=lambda done: bar.update(line, completed=done)
+            model, shape, seed=seed, steps=steps, progress=_follow(bar, bar.add_task(what, total=1.0), what)
         )
     for notice in write_image(out, sheet(images)):
         typer.echo(f"note: {notice}", err=True)

@@ -177,6 +177,8 @@ def split(images: dict[str, Tensor], recipe: Recipe) -> tuple[list[Tensor], list
         count = min(recipe.holdout, len(images) // 2)
         every = len(images) // count
         held, how = list(images)[::every][:count], f"one in {every}, evenly spread"
+        if count < recipe.holdout:
+            print(f"note: few images: {count} of {len(images)} are held out, not trained on; --held DIR measures on others", file=sys.stderr)
         if recipe.holdout_names:
             how += f", since no name matches {recipe.holdout_names!r}"
             print(

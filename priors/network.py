@@ -53,6 +53,16 @@ class NetworkConfig:
             raise ValueError(f"0 < sigma_min < sigma_max <= 1e6 is needed, got {self.sigma_min} and {self.sigma_max}")
 
 
+def wrong_shape(x: Tensor, channels: int | None) -> ValueError:
+    """What to raise for an image that a prior of so many channels (None: any) does not take."""
+    given = f"this prior takes images of shape (B, {channels or 'C'}, H, W), got {tuple(x.shape)}; "
+    if x.ndim != 4:
+        return ValueError(given + "add the batch axis: x[None]")
+    if channels == 1:
+        return ValueError(given + "it knows gray images: x.mean(1, keepdim=True), or a prior of colour, such as natural")
+    return ValueError(given + "convert the channels first")
+
+
 def noise_levels(sigma: float | Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
     """The noise level of each image, (B,); ``ValueError`` unless they are one or B numbers, 0 or more and finite."""
     dtype = torch.float32 if x.device.type == "mps" else dtype  # which has no more
@@ -159,10 +169,7 @@ class DenoisingUNet(Denoiser):
     def forward(self, x: Tensor, sigma: float | Tensor, **kwargs: Any) -> Tensor:
         channels = self.config.channels
         if x.ndim != 4 or x.shape[1] not in {channels, 1 if channels == 3 else channels} or 0 in x.shape[1:]:
-            raise ValueError(
-                f"this prior takes images of shape (B, {channels}, H, W), got {tuple(x.shape)}; "
-                "add the batch axis or convert the channels first"
-            )
+            raise wrong_shape(x, channels)
         if not x.is_floating_point():
             raise TypeError(f"images are floats in [0, 1], got {x.dtype}; x.float() / 255 for 8-bit ones")
         gray = x.shape[1] != channels

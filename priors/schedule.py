@@ -21,7 +21,7 @@ import torch
 from deepinv.models import Denoiser
 from torch import Tensor, nn
 
-from invdiff.priors.network import noise_levels, pad_image
+from invdiff.priors.network import noise_levels, pad_image, wrong_shape
 from invdiff.priors.wrap import Outer
 
 ALPHA: dict[str, Callable[[Tensor], Tensor]] = {
@@ -132,10 +132,7 @@ class ConvertedPrior(Outer, Denoiser):
 
     def forward(self, x: Tensor, sigma: float | Tensor, **kwargs: Any) -> Tensor:
         if x.ndim != 4 or x.shape[1] != (self.channels or x.shape[1]):
-            raise ValueError(
-                f"this prior takes images of shape (B, {self.channels or 'C'}, H, W), got {tuple(x.shape)}; "
-                "add the batch axis or convert the channels first"
-            )
+            raise wrong_shape(x, self.channels)
         level = self.span * noise_levels(sigma, x, torch.float64)
         h, w = x.shape[-2:]
         z = pad_image(self.low + self.span * x, (0, -w % self.multiple, 0, -h % self.multiple))

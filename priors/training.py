@@ -142,7 +142,7 @@ def train(
         else:
             save_weights(prior, path)
         source = f"{crops.images} images" if crops.images else "images drawn for it"
-        trained = f"in {step} steps ({seconds / 60:.0f} minutes){after} on {source}"
+        trained = f"in {step} steps ({seconds / 60:.{0 if seconds > 600 else 1}f} minutes){after} on {source}"
         print(f"measuring on {len(measured(tests))} of {len(tests)} held-out images", file=sys.stderr)
         if begin is not None:
             way = "" if lora is None else f"as adapters of rank {lora} (LoRA), "

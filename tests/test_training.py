@@ -232,6 +232,12 @@ def test_other_held_out_images_are_another_run(photos: Path, tmp_path: Path) -> 
         train(replace(TINY, steps=5), photos, out, device="cpu")
 
 
+def test_few_images_are_told(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(replace(TINY, holdout=100), photos, tmp_path / "run", device="cpu")
+    count = len(list(photos.iterdir()))
+    assert f"note: few images: {count // 2} of {count} are held out" in capsys.readouterr().err
+
+
 def test_scales_that_leave_no_image(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="leave no image of 16 pixels"):
         train(replace(TINY, scales=(0.1,)), photos, tmp_path / "run", device="cpu")

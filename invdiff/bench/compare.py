@@ -77,6 +77,8 @@ def compare(
         said += [f"{title} ({len(lines)})", *(f"  {line}" for line in lines)] if lines else []
     if alone:
         said.append(f"{alone} differences on a single image cannot be judged")
+    if not judged:
+        said.append("no score could be judged: a task needs two images that both benchmarks ran")
     if costs:
         said += [f"costs that changed by more than 10 % ({len(costs)}; not judged)", *costs]
     if not worse and not better:
