@@ -188,6 +188,14 @@ def test_pictures_beyond_the_budget_are_reduced_and_it_is_said(tmp_path: Path) -
     assert any("reduced" in note for note in data["notes"]) and any("reduced" in text for text in said)
 
 
+def test_a_picture_that_cannot_be_read_is_left_out_and_named(tmp_path: Path) -> None:
+    synthetic.save(tmp_path / "good.png", np.random.default_rng(0).random((400, 400, 3)))
+    (tmp_path / "cut.png").write_bytes((tmp_path / "good.png").read_bytes()[:1000])
+    (tmp_path / "text.png").write_text("no picture")
+    found, notes = pictures.embed(tmp_path, ["cut.png", "text.png", "good.png"], 10**5)
+    assert list(found) == ["good.png"] and sum("cannot be read" in note for note in notes) == 2
+
+
 def test_pictures_outside_the_folder_are_not_read(tmp_path: Path) -> None:
     synthetic.save(tmp_path / "secret.png", np.zeros((4, 4, 3)))
     (tmp_path / "in").mkdir()

@@ -269,3 +269,13 @@ def test_rounding_is_no_difference_but_anything_else_is() -> None:
     assert tasks.same(x, known) and tasks.same(x + 1e-6 * torch.randn_like(x), known)
     for other in (x.flip(-1), x.roll(1, -1), x + 1e-3, x + 1e-2 * torch.randn_like(x), x[:, :, :19]):
         assert not tasks.same(other, known)
+
+
+def test_an_image_may_have_random_numbers_of_its_own() -> None:
+    same = SUITE.replace("{photograph: {name: camera, size: 16}}}", "{photograph: {name: astronaut, size: 16}}, seed: 1}")
+    Path("seeds.yaml").write_text(same)
+    run("seeds.yaml")
+    found = {(r["spec"]["image"], r["spec"]["method"]): r for r in bench.load("out")[0] if r["spec"]["task"] == "inpaint"}
+    a, b = found["a", "dps-3"], found["b", "dps-3"]
+    assert (a["spec"]["seed"], b["spec"]["seed"]) == (0, 1) and a["spec"]["image_sha256"] == b["spec"]["image_sha256"]
+    assert a["spec"]["measurement_sha256"] != b["spec"]["measurement_sha256"] and a["metrics"]["psnr"] != b["metrics"]["psnr"]

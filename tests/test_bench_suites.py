@@ -102,6 +102,7 @@ WRONG = {
     "images.a: photographs: astronaut": ("name: astronaut", "name: astronaut2"),
     "methods.dps-3: DPS: steps must be at least 1": ("steps: 3", "steps: 0"),
     "methods.dps-3: unknown name 'DPSS'": ("DPS:", "DPSS:"),
+    "methods.dps-3: unknown entry 'steps'; allowed: run, samples, tasks, chosen; settings of a strategy go into run": ("{run: {DPS:", "{steps: 3, run: {DPS:"),
     "methods.tv.tasks: 'x' is none of inpaint, superres": ("{run: {total", "{tasks: [x], run: {total"),
     "samples: a whole number is needed, got 'two'": ("samples: 2", "samples: two"),
     "samples is at least 1": ("samples: 2", "samples: 0"),

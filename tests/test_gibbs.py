@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from skimage import data
+from skimage.transform import resize
 from torch import Tensor
 
 from invdiff import operators, priors, solve
@@ -156,6 +158,15 @@ class Sum(Linear):
 
     def A_adjoint(self, y: Tensor, *args: object, **kwargs: object) -> Tensor:
         return torch.cat([y, 0.6 * y], -1)
+
+
+def test_daps_with_a_network_whose_jacobian_is_not_symmetric() -> None:
+    """Conjugate gradients, which ask for a symmetric one, diverge here."""
+    x = torch.from_numpy(resize(data.camera(), (48, 48), anti_aliasing=True)).float()[None, None]
+    A = operators.Denoising(noise=0.1)
+    y = A.measure(x, seed=0)
+    found = solve(y, A, priors.load("natural"), "daps", samples=1)
+    assert float((found.x - x).square().mean()) < 0.5 * float((y - x).square().mean())
 
 
 @pytest.mark.parametrize("strategy", [DAPS(), PnPDM(steps=50)], ids=["daps", "pnpdm"])

@@ -26,9 +26,10 @@ QUICK = [name for name in EXACT if name != "half-32"]
 
 def case(task: str, samples: int = 256, image: int = 0) -> Case:
     found = SUITE.tasks[task]
-    x = components.build(SUITE.images[found.images[image]].source, images.IMAGES)
+    true = SUITE.images[found.images[image]]
+    x = components.build(true.source, images.IMAGES)
     A, law = tasks.operator(found.operator, found.noise, tuple(x.shape[1:]))
-    return Case(tasks.measure(A, law, x, found.seed), A, law, tasks.load_prior(found.prior), x, samples, 0)
+    return Case(tasks.measure(A, law, x, found.seed + true.seed), A, law, tasks.load_prior(found.prior), x, samples, true.seed)
 
 
 def run(suite: suites.Suite, out: Path) -> dict[tuple[str, str], bench.Record]:

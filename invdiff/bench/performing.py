@@ -87,7 +87,7 @@ def jobs(frozen: suites.Suite) -> list[Job]:
             "prior": None if classical else known,
             "prior_sha256": None if classical else frozen.priors[known],
             "samples": 1 if classical else samples,
-            "seed": frozen.seed,
+            "seed": frozen.seed + frozen.images[image].seed,
             "operator": {"name": operator, **arguments},
             "noise": task.noise,
             "image_sha256": frozen.images[image].sha256,
@@ -193,7 +193,7 @@ def prepare(job: Job, device: torch.device) -> tuple[Case, Any]:
     """The case of a job, and the judge of its task; ``RuntimeError`` if image or measurement are not those that were frozen."""
     truth = _truth(canonical(job.image.source))
     A, law = tasks.operator(job.task.operator, job.task.noise, tuple(truth.shape[1:]))
-    y = tasks.measure(A, law, truth, job.task.seed)
+    y = tasks.measure(A, law, truth, job.task.seed + job.image.seed)
     known = {"sha256": job.image.sha256, "fingerprint": job.image.fingerprint}
     for what, value, wanted in (("image", truth, known), ("measurement", y, job.task.measurements[job.spec["image"]])):
         if not tasks.same(value, wanted):

@@ -27,7 +27,11 @@ def embed(folder: Path, names: Iterable[str], budget: int) -> tuple[dict[str, st
     found: dict[str, str] = {}
     spent = 0
     for name, path in files.items():
-        uri = _uri(_reduced(path), "jpeg")
+        try:
+            uri = _uri(_reduced(path), "jpeg")
+        except (OSError, ValueError, SyntaxError):  # what Pillow says of files that are no pictures
+            notes.append(f"{name} cannot be read as a picture")
+            continue
         spent += len(uri)
         if spent > budget or len(found) == MOST:
             break

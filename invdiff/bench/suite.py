@@ -12,7 +12,7 @@
       dps-20: {run: {DPS: {steps: 20}}}
 
 ``source``, ``operator``, ``noise``, ``prior`` and ``run`` are components (:mod:`invdiff.bench.components`). A task may name its own
-``images``, ``methods``, ``prior``, ``samples``, ``seed`` (of the noise) and ``judge``; a method its ``tasks`` and ``samples``, which go before a task's. What only readers of the
+``images``, ``methods``, ``prior``, ``samples``, ``seed`` (of the noise) and ``judge``; an image a ``seed`` that is added to all seeds; a method its ``tasks`` and ``samples``, which go before a task's. What only readers of the
 results need is no part of the protocol, and may change after a run: ``note``, a paragraph, and ``reference``, the method that others are
 compared with. Freezing adds what else determines the scores: checksums of images, measurements and priors, all settings of the methods, what "auto" chooses,
 the metrics with their back ends, and the versions it was made with. A frozen suite is a suite.
@@ -37,9 +37,11 @@ from invdiff.seeds import check_seed
 
 @dataclass(frozen=True)
 class Image:
-    """A true image: where it comes from, and how it is recognised once frozen."""
+    """A true image: where it comes from, and how it is recognised once frozen. ``seed`` is added to those of noise and strategy:
+    with one of its own, what is left to chance differs from that of other images, and means over images have honest errors."""
 
     source: Component
+    seed: int = 0
     sha256: str = ""
     fingerprint: list[float] = field(default_factory=list)
 
@@ -190,7 +192,8 @@ def _made(kind: type, values: Any, where: str) -> Any:
     known = {f.name: f for f in fields(kind)}
     unknown = [key for key in values if key not in known]
     if unknown:
-        raise ValueError(f"{place}unknown entry {unknown[0]!r}; allowed: {', '.join(known)}")
+        hint = f"; settings of a strategy go into run: {{run: {{STRATEGY: {{{unknown[0]}: ...}}}}}}" if kind is Method else ""
+        raise ValueError(f"{place}unknown entry {unknown[0]!r}; allowed: {', '.join(known)}{hint}")
     made = {}
     for name, value in values.items():
         at, form = f"{where}.{name}" if where else name, str(known[name].type)
@@ -227,7 +230,7 @@ def _without_defaults(part: Any) -> Any:
         value = getattr(part, f.name)
         if f.name in _PARTS and isinstance(value, dict):
             kept[f.name] = {k: _without_defaults(v) for k, v in value.items()}
-        elif value not in ("", [], {}, None) or f.name in _REQUIRED[type(part)]:
+        elif value not in (("", [], {}, None, 0) if isinstance(part, Image) else ("", [], {}, None)) or f.name in _REQUIRED[type(part)]:
             kept[f.name] = plain[f.name]
     return kept
 
@@ -245,7 +248,9 @@ def _check(suite: Suite) -> None:
     for name, low in (("samples", 1), ("threads", 1)):
         if getattr(suite, name) < low:
             raise ValueError(f"{name} is at least {low}, got {getattr(suite, name)}")
-    for seed in (suite.seed, *(task.seed for task in suite.tasks.values())):
+    if suite.images and not any(suite.pairs()):
+        raise ValueError("no method runs on any task: what tasks say of their methods and methods of their tasks excludes all")
+    for seed in (suite.seed, *(task.seed for task in suite.tasks.values()), *(image.seed for image in suite.images.values())):
         check_seed(seed)
     links: list[tuple[str, list[str], Iterable[str]]] = [
         ("reference", [suite.reference] if suite.reference else [], suite.methods),
@@ -281,7 +286,7 @@ def freeze(suite: Suite) -> Suite:
             truths[name] = truth
             known = asdict(image) if image.sha256 else tasks.frozen(truth)
             source = with_defaults(image.source, images.IMAGES)
-            frozen_images[name] = Image(source, known["sha256"], known["fingerprint"])
+            frozen_images[name] = replace(image, source=source, sha256=known["sha256"], fingerprint=known["fingerprint"])
     methods = {}
     for label, method in suite.methods.items():
         with _at(f"methods.{label}"):
@@ -299,7 +304,7 @@ def freeze(suite: Suite) -> Suite:
             found, auto = dict(task.measurements), {}
             for key in task.images or suite.images:
                 A, law = tasks.operator(task.operator, task.noise, tuple(truths[key].shape[1:]))
-                y = tasks.measure(A, law, truths[key], task.seed)
+                y = tasks.measure(A, law, truths[key], task.seed + suite.images[key].seed)
                 if key in found and not tasks.same(y, found[key]):
                     raise ValueError(f"the measurement of {key} is not the one that the suite was frozen with")
                 found.setdefault(key, tasks.frozen(y))

@@ -63,7 +63,7 @@ def cases() -> list[tuple[Tensor, Any, Any]]:
     for name in suite.tasks[TASK].images:
         x = build(suite.images[name].source, IMAGES)
         A, law = operator(suite.tasks[TASK].operator, suite.tasks[TASK].noise, tuple(x.shape[1:]))
-        found.append((measure(A, law, x, suite.tasks[TASK].seed), A, law))
+        found.append((measure(A, law, x, suite.tasks[TASK].seed + suite.images[name].seed), A, law))
     return found
 
 

@@ -162,13 +162,14 @@ denoiser exact, and whatever differs from the posterior is the strategy's doing.
 measurements of several images drawn from the prior. A cell is the mean over measurements ± its standard error; of one measurement, the
 score alone.
 
-A strategy has the same random numbers for every measurement, so that ± says how much these matter; chance is what `exact` shows.
+Measurements have random numbers of their own, as draws do (but of *digits*), so that ± holds all that is left to chance.
 
 - `exact`: samples of the posterior itself; what they score is left to chance. `exact-64`: as few of them as particle methods (`tds` to
   `fk`) have by default.
 - `prior`: samples that ignore the measurement.
 - `auto`: what `solve` picks when it is not told, made for good pictures and not for calibrated spreads.
-- `deepinv-...`, `azula-...`: samplers of these libraries with their own defaults, on the same denoisers, on some of the problems. They
+- `deepinv-...`, `azula-...`: samplers of these libraries with their own defaults, on the same denoisers, on some of the problems; with a number
+  at the end of the name, with another weight, so that the best one for each problem can be picked. The libraries
   are made for images, so that all problems have values about 0.5 that spread by 0.15 to 0.25.
 
 {problems}

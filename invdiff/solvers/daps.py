@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from invdiff.operators.base import conjugate_gradient
 from invdiff.problem import Problem
 from invdiff.samplers import ladder
 from invdiff.solvers.base import Reverse
 from invdiff.solvers.likelihood import HMC, PriorDraw
+from invdiff.solvers.mmps import moment_solve
 
 
 @dataclass(frozen=True)
@@ -25,9 +23,10 @@ class DAPS(Reverse):
 
         ``x0 = x + P A^T (A P A^T + sigma_y^2 I)^{-1} (y + sigma_y e - A x)``,   ``P = s^2 dD/dx (x_s)`` its covariance,
 
-    by ``iterations`` of conjugate gradients, a backward pass through the prior each: exact for a Gaussian prior. The
-    paper takes ``r^2 I`` for ``P``; ``jacobian=False`` does, with ``r^2 = s^2 v / (s^2 + v)`` for a prior of variance ``v``, by one
-    proximal step and without a backward pass. Otherwise :class:`~invdiff.solvers.likelihood.HMC` on
+    the inverse by at most ``iterations`` products with ``P`` (:func:`~invdiff.solvers.mmps.moment_solve`), a backward pass through
+    the prior each, until the error of a pixel falls to ``tolerance s``: exact for a Gaussian prior. The paper takes ``r^2 I`` for
+    ``P``; ``jacobian=False`` does, with ``r^2 = s^2 v / (s^2 + v)`` for a prior of variance ``v``, by one proximal step and without
+    a backward pass. Otherwise :class:`~invdiff.solvers.likelihood.HMC` on
     ``exp(-|x0 - D(x_s, s)|^2 / (2 r^2)) p(y | x0)``.
 
     Zhang et al. 2025, "Improving Diffusion Inverse Problem Solving with Decoupled Noise Annealing", algorithm 1.
@@ -44,6 +43,7 @@ class DAPS(Reverse):
     draw: PriorDraw = PriorDraw()  # noqa: RUF009 (an immutable value)
     jacobian: bool = True
     iterations: int = 5
+    tolerance: float = 0.001
     hmc: HMC = HMC()  # noqa: RUF009
 
     def check(self, p: Problem) -> None:
@@ -67,27 +67,8 @@ class DAPS(Reverse):
     def update(self, p: Problem, x: Tensor, s: float) -> Tensor:
         """Matheron's rule with the covariance that the prior's Jacobian says."""
         x0 = self.draw(p, x, s)
-        noise = p.sigma_y.view(-1, *[1] * (p.y.ndim - 1)) ** 2
         _, vjp = p.linearize(x, s, products=None)
-        gamma = (self.variance(p, s) / p.sigma_y**2).expand(len(x), *p.sigma_y.shape[1:])
-
-        def precondition(v: Tensor) -> Tensor:
-            """``(r^2 A A^T + sigma_y^2 I)^{-1} v``: what remains to be solved is near to the identity at low ``s``."""
-            return (v - p.A.A(p.A.prox_l2(torch.zeros_like(x0), v, gamma))) / noise
-
-        def covariance(v: Tensor) -> Tensor:
-            return s**2 * vjp(v)
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # a few iterations are meant to be enough
-            v = conjugate_gradient(
-                lambda v: p.A.A(covariance(p.A.A_adjoint(v))) + noise * v,
-                self.perturbed(p) - p.A.A(x0),
-                precondition=precondition,
-                steps=self.iterations,
-                tolerance=1e-4,
-            )
-        return x0 + covariance(p.A.A_adjoint(v))
+        return x0 + moment_solve(p, vjp, s, self.perturbed(p) - p.A.A(x0), self.iterations, self.tolerance)[1]
 
     def simulate(self, p: Problem, x: Tensor, s: float, memory: dict[str, Tensor]) -> Tensor:
         mean, r = p.denoise(x, s), self.variance(p, s) ** 0.5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -68,45 +69,64 @@ class MMPS(Guided):
 
     def estimate(self, p: Problem, x: Tensor, s: float) -> Estimate:
         x0, vjp = p.linearize(x, s, products=None)
-        variance = p.sigma_y.flatten() ** 2
-        gamma = (s**-2 + p.prior.std**-2) ** -1 / p.sigma_y**2
-
-        def system(u: Tensor) -> tuple[Tensor, Tensor]:
-            """``S A^T u``, and what the system makes of ``u``."""
-            shift = s**2 * vjp(p.A.A_adjoint(u))
-            return shift, times(variance, u) + p.A.A(shift)
-
-        def precondition(r: Tensor) -> Tensor:
-            """``(r^2 A A^T + sigma_y^2)^{-1} r``: the proximal step is ``r^2 A^T`` of it."""
-            step = p.A.prox_l2(torch.zeros_like(x0), r, gamma.expand(len(r), *gamma.shape[1:]))
-            return times(1 / variance, r - p.A.A(step))
-
-        r, u, shift = p.y - p.A.A(x0), torch.zeros_like(p.y), torch.zeros_like(x0)
-        if "mmps" in p.cache:
-            u = p.cache["mmps"]
-            shift, image = system(u)
-            r = r - image
-        live = torch.ones(len(r), dtype=torch.bool, device=r.device)
-        basis: list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = []
-        for _ in range(self.products):
-            d = precondition(r)
-            live = live & (inner(r, d) > self.tolerance**2 * x0[0].numel())
-            if not bool(live.any()):
-                break
-            d = torch.where(live.view(-1, *[1] * (d.ndim - 1)), d, 0.0)
-            move, image = system(d)
-            for test, size, *old in basis:
-                share = inner(test, image) / size
-                d, move, image = (new - times(share, part) for new, part in zip((d, move, image), old))
-            test = image if self.krylov == "gmres" else d
-            size = inner(test, image)
-            live = live & (size > 0)
-            size = torch.where(live, size, 1.0)
-            step = torch.where(live, inner(test, r) / size, 0.0)
-            u, shift, r = u + times(step, d), shift + times(step, move), r - times(step, image)
-            basis.append((test, size, d, move, image))
+        u, shift = moment_solve(
+            p, vjp, s, p.y - p.A.A(x0), self.products, self.tolerance, start=p.cache.get("mmps"), krylov=self.krylov
+        )
         p.cache["mmps"] = u
         return posterior_estimate(x, x0 + shift, s)
+
+
+def moment_solve(
+    p: Problem,
+    vjp: Callable[[Tensor], Tensor],
+    s: float,
+    r: Tensor,
+    products: int,
+    tolerance: float,
+    *,
+    start: Tensor | None = None,
+    krylov: Literal["gmres", "cg"] = "gmres",
+) -> tuple[Tensor, Tensor]:
+    """``u`` of ``(A S A^T + sigma_y^2) u = r``, and ``S A^T u``, as :class:`MMPS` says; ``vjp`` is ``v -> J^T v``."""
+    variance = p.sigma_y.flatten() ** 2
+    gamma = (s**-2 + p.prior.std**-2) ** -1 / p.sigma_y**2
+    blank = r.new_zeros(len(r), *p.randn.shape)
+
+    def system(u: Tensor) -> tuple[Tensor, Tensor]:
+        """``S A^T u``, and what the system makes of ``u``."""
+        shift = s**2 * vjp(p.A.A_adjoint(u))
+        return shift, times(variance, u) + p.A.A(shift)
+
+    def precondition(r: Tensor) -> Tensor:
+        """``(r^2 A A^T + sigma_y^2)^{-1} r``: the proximal step is ``r^2 A^T`` of it."""
+        step = p.A.prox_l2(blank, r, gamma.expand(len(r), *gamma.shape[1:]))
+        return times(1 / variance, r - p.A.A(step))
+
+    u, shift = torch.zeros_like(r), blank
+    if start is not None:
+        u = start
+        shift, image = system(u)
+        r = r - image
+    live = torch.ones(len(r), dtype=torch.bool, device=r.device)
+    basis: list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = []
+    for _ in range(products):
+        d = precondition(r)
+        live = live & (inner(r, d) > tolerance**2 * blank[0].numel())
+        if not bool(live.any()):
+            break
+        d = torch.where(live.view(-1, *[1] * (d.ndim - 1)), d, 0.0)
+        move, image = system(d)
+        for test, size, *old in basis:
+            share = inner(test, image) / size
+            d, move, image = (new - times(share, part) for new, part in zip((d, move, image), old))
+        test = image if krylov == "gmres" else d
+        size = inner(test, image)
+        live = live & (size > 0)
+        size = torch.where(live, size, 1.0)
+        step = torch.where(live, inner(test, r) / size, 0.0)
+        u, shift, r = u + times(step, d), shift + times(step, move), r - times(step, image)
+        basis.append((test, size, d, move, image))
+    return u, shift
 
 
 def inner(a: Tensor, b: Tensor) -> Tensor:
