@@ -188,6 +188,8 @@ def test_the_page_has_what_was_measured(tmp_path: Path) -> None:
     assert (tmp_path / "page.png").is_file() and "](page.png)" in text and "invdiff bench run truth" in text
     shown = cells(text)
     assert list(shown) == ["exact", "exact-64", "diffpir", "afdps"]
+    ess, ancestors = (float(cell.split(" ±")[0]) for cell in shown["afdps"]["four"][3].split(" / "))
+    assert 1 <= ess <= 64 and 1 <= ancestors <= 64
     bias, weights, distance, coverage = shown["diffpir"]["four"]
     values = [found["diffpir", image]["metrics"] for image in ("four-1", "four-2")]
     for cell, name in ((bias, "bias"), (weights, "weights_error"), (distance, "sliced_w2_ratio")):

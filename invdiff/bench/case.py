@@ -29,11 +29,16 @@ class Case:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The estimate ``x`` (1, C, H, W); from samplers also ``samples`` (K, 1, C, H, W) and their ``std`` (1, C, H, W)."""
+    """The estimate ``x`` (1, C, H, W); from samplers also ``samples`` (K, 1, C, H, W) and their ``std`` (1, C, H, W).
+
+    Of particles: ``ess``, how many equally weighted ones they are worth, and ``ancestors``, from how many of the first level they descend.
+    """
 
     x: Tensor
     samples: Tensor | None = None
     std: Tensor | None = None
+    ess: float | None = None
+    ancestors: float | None = None
 
     @classmethod
     def of(cls, samples: Tensor) -> Outcome:

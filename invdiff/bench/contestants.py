@@ -189,4 +189,6 @@ def contestant(component: Component) -> Contestant:
 def _solve(strategy: Strategy, case: Case) -> Outcome:
     result = solve(case.y, case.A, case.prior, strategy, samples=case.samples, seed=case.seed)
     several = len(result.samples) > 1
-    return Outcome(result.x, result.equal() if several else None, result.std if several else None)  # scores weigh samples equally
+    samples = result.equal() if several else None  # scores weigh samples equally
+    ess, ancestors = (None if v is None else float(v) for v in (result.ess, result.ancestors))
+    return Outcome(result.x, samples, result.std if several else None, ess, ancestors)

@@ -39,6 +39,8 @@ JUDGED: dict[str, Metric] = {  # scores of the suite truth
     "spread_unmeasured": Metric("Spread, unmeasured", "", "target", _TRUTH, 1.0),
     "weights_error": Metric("Error of weights", "", "lower", _TRUTH),
     "sliced_w2_ratio": Metric("Distance", "", "lower", _TRUTH),
+    "ess": Metric("Effective sample size", "", "", _TRUTH),
+    "ancestors": Metric("Ancestors", "", "", _TRUTH),
 }
 
 Array = NDArray[np.float64]

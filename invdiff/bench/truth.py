@@ -247,13 +247,15 @@ def judge(outcome: Outcome, case: Case, law: Any = None) -> dict[str, float]:
       with and without a singular value (Gaussian posteriors); 1;
     * ``weights_error``: largest error of the weight of a mode (mixtures); about ``sqrt(w (1 - w) / K)``;
     * ``sliced_w2_ratio``: sliced Wasserstein-2 distance from the posterior over that of K exact samples; 1;
-    * ``coverage_50``, ``coverage_90``: posterior probability of the central intervals of each value, their mean; 0.5 and 0.9.
+    * ``coverage_50``, ``coverage_90``: posterior probability of the central intervals of each value, their mean; 0.5 and 0.9;
+    * ``ess``, ``ancestors`` of particles, as the outcome says them.
     """
     known = reference(case, law)
     x = (outcome.x[None] if outcome.samples is None else outcome.samples).detach().cpu().double().flatten(2)[:, 0]
     scores = {"bias": float(((x.mean(0) - known.mean) / known.std).square().mean().sqrt())}
     if len(x) < 2:
         return scores
+    scores |= {name: value for name in ("ess", "ancestors") if (value := getattr(outcome, name)) is not None}
     for name, part in (("spread_measured", known.seen), ("spread_unmeasured", known.unseen)):
         if part is not None:
             scores[name] = float((((x - x.mean(0)) @ part[0]).var(0).mean() / part[1]).sqrt())

@@ -208,6 +208,11 @@ many exact samples. 1 is right. It sees all of the law: mean, spread, shape and 
 samples, under 1. For the same law a distance grows with the square root of the number of samples: compare particle methods with
 one another.
 """,
+    ("ess", "ancestors"): """## Effective sample size
+
+Of particle methods: how many equally weighted particles those at the last level are worth, and from how many of the first level they
+descend. Few of the latter mean that the ensemble has lost most of its particles on the way.
+""",
     ("coverage_50", "coverage_90"): """## Coverage
 
 Posterior probability of the central 50 % and 90 % of the samples, mean over the values. 0.50 / 0.90 are right, and prove little: samples
