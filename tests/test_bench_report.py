@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import html
-import io
 import json
 import re
 import sys
@@ -18,7 +17,7 @@ import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
-from invdiff.bench import pictures, report
+from invdiff.bench import report
 from invdiff.bench.compare import compare
 from invdiff.bench.records import Record, load
 from invdiff.bench.stats import Study, interval
@@ -186,26 +185,6 @@ def test_pictures_beyond_the_budget_are_reduced_and_it_is_said(tmp_path: Path) -
     sizes = [len(uri) for uri in data["pictures"]]
     assert sizes and sum(sizes) <= 60_000 and all(uri.startswith("data:image/jpeg") for uri in data["pictures"])
     assert any("reduced" in note for note in data["notes"]) and any("reduced" in text for text in said)
-
-
-def test_a_picture_that_cannot_be_read_is_left_out_and_named(tmp_path: Path) -> None:
-    synthetic.save(tmp_path / "good.png", np.random.default_rng(0).random((400, 400, 3)))
-    (tmp_path / "cut.png").write_bytes((tmp_path / "good.png").read_bytes()[:1000])
-    (tmp_path / "text.png").write_text("no picture")
-    found, notes = pictures.embed(tmp_path, ["cut.png", "text.png", "good.png"], 10**5)
-    assert list(found) == ["good.png"] and sum("cannot be read" in note for note in notes) == 2
-
-
-def test_pictures_outside_the_folder_are_not_read(tmp_path: Path) -> None:
-    synthetic.save(tmp_path / "secret.png", np.zeros((4, 4, 3)))
-    (tmp_path / "in").mkdir()
-    assert pictures.embed(tmp_path / "in", ["../secret.png", str(tmp_path / "secret.png")], 10**6) == ({}, [])
-
-
-def test_16_bit_pictures_are_reduced_without_clipping(tmp_path: Path) -> None:
-    Image.fromarray(np.full((8, 8), 32768, np.uint16)).save(tmp_path / "a.png")
-    with Image.open(io.BytesIO(pictures._reduced(tmp_path / "a.png"))) as picture:
-        assert np.asarray(picture).mean() == pytest.approx(127.5, abs=2)
 
 
 def test_corrupt_records_and_missing_pictures_are_on_the_page(tmp_path: Path) -> None:

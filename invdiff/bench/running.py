@@ -110,9 +110,10 @@ def _grown(old: Suite, given: Suite, out: Path) -> Suite:
     same = (new.name, new.metrics, new.threads) == (old.name, old.metrics, old.threads) and not rejudged
     if not same or kept - {job.key for job in performing.jobs(new)}:
         raise ValueError(f"{out} holds the runs of another suite, or of another state of {given.name}; give another folder")
+    protocol = new.protocol
     for record in records.load(out)[0]:  # they are runs of the new one too, whose protocol they name
         if record["key"] in kept:
-            records.write(out, {**record, "protocol": new.protocol})
+            records.write(out, {**record, "protocol": protocol})
     write_text(out / "suite.yaml", new.yaml())
     return new
 
