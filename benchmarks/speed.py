@@ -1,7 +1,7 @@
-"""Evaluations a second of every prior of images that ships: ``python benchmarks/speed.py``, a quarter of an hour, all cores.
+"""Evaluations a second of every prior that ships: ``python benchmarks/speed.py``, ten minutes, all cores.
 
 Every prior denoises one image of 64 to 512 pixels a side, on one and on two threads of the CPU and, where there is one, on a GPU, as it
-is loaded and compiled; ``--quick``, two minutes, leaves out the compiled network. All variants of a size take turns, round by round, so
+is loaded and compiled (one of latents those of such an image); ``--quick``, two minutes, leaves out the compiled network. All variants of a size take turns, round by round, so
 that they see the same load of the machine; a figure is the median over the rounds, of time on the clock. Prints and writes ``docs/speed.md``.
 """
 
@@ -20,17 +20,11 @@ import torch
 
 from invdiff import __version__, priors
 from invdiff.files import write_atomically
-from invdiff.priors.cards import header
 from invdiff.priors.network import has_bf16
 
 PAGE = Path(__file__).parents[1] / "docs" / "speed.md"
 SIZES = (64, 128, 256, 512)
 THREADS = (1, 2)
-
-
-def of_images() -> list[str]:
-    """The priors that ship, but those of latents."""
-    return [name for name in priors.names() if "reconstruction" not in header(name)]
 
 
 def processor() -> str:
@@ -60,11 +54,13 @@ def seconds(net: Any, size: int, threads: int, at_least: float) -> float:
     """Of one evaluation of one image: the mean of as many as fit in ``at_least`` seconds, and of one at least."""
     torch.set_num_threads(threads)
     device = next(net.parameters()).device
-    x = torch.rand(1, net.channels, size, size, device=device)
+    of_latents = isinstance(net, priors.LatentPrior)
+    x = torch.rand(1, *(net.latent_shape((size, size)) if of_latents else (net.channels, size, size)), device=device)
+    evaluate = net.denoiser if of_latents else net
     count, begin = 0, time.perf_counter()
     while count == 0 or time.perf_counter() - begin < at_least:
         with torch.no_grad():
-            net(x, 0.3)
+            evaluate(x, 0.3)
         if device.type == "cuda":
             torch.cuda.synchronize()
         count += 1
@@ -108,7 +104,8 @@ def page(rows: list[list[str]], sizes: tuple[int, ...], rounds: int) -> str:
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return (
         "# Speed\n\nEvaluations a second of one image, by its size in pixels; what `python benchmarks/speed.py` measured on "
-        f"{date.today()}: medians of {rounds} rounds in which all variants of a size took turns.\n\n{table}\n\n"
+        f"{date.today()}: medians of {rounds} rounds in which all variants of a size took turns. "
+        f"A prior of latents denoises those of the image, without its encoding and decoding.\n\n{table}\n\n"
         f"CPU: {processor()}, {torch.backends.cpu.get_cpu_capability()}, where the networks compute {bf16}. GPU: {', '.join(cards) or 'none'}. "
         f"{platform.system()}, Python {platform.python_version()}, torch {torch.__version__}, invdiff {__version__}.\n"
         + "\n*compiled*: after `prior.compile()`.\n" * any("compiled" in row for row in rows)
@@ -117,7 +114,7 @@ def page(rows: list[list[str]], sizes: tuple[int, ...], rounds: int) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--priors", nargs="+", default=of_images(), help="names or paths; default: all of images that ship")
+    parser.add_argument("--priors", nargs="+", default=priors.names(), help="names or paths; default: all that ship")
     parser.add_argument("--sizes", nargs="+", type=int, default=SIZES)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.5, help="at least, a variant and round")
@@ -126,7 +123,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     sizes = tuple(args.sizes)
     before = torch.get_num_threads()
-    rows = measure(args.priors, sizes, THREADS, not args.quick, args.rounds, args.seconds, print)
+    rows = measure(args.priors, sizes, THREADS, not args.quick, args.rounds, args.seconds, lambda line: print(line, flush=True))
     torch.set_num_threads(before)
     write_atomically(args.out, lambda p: p.write_text(page(rows, sizes, args.rounds), encoding="utf-8"))
     print(f"written: {args.out}")

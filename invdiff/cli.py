@@ -235,10 +235,16 @@ def demo(
 
 
 @app.command("priors")
-def list_priors() -> None:
-    """List the priors that ship: what they know, size and noise, quality, terms of their data."""
+def list_priors(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="The prior whose card is printed; also a weights file or a folder of `invdiff train`.", show_default=False)] = None,
+) -> None:
+    """List the priors that ship: what they know, size and noise, quality, terms of their data; or print the card of one."""
     from invdiff import priors
+    from invdiff.priors import cards
 
+    if name is not None:
+        typer.echo(cards.read(name))
+        return
     for name in priors.names():
         for i, line in enumerate(priors.describe(name).splitlines()):
             typer.echo(f"{'' if i else name:12} {line}")
@@ -331,7 +337,10 @@ def sample(
 
     check_writable(out)
     model = priors.load(prior).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    side = int(header(prior).get("size", 64)) if size is None else size
+    learned = header(prior).get("size")
+    side = int(learned or 64) if size is None else size
+    if learned not in (None, side):
+        typer.echo(f"note: {prior} learned from images of {learned}x{learned}; larger or smaller ones have the texture, seldom the whole", err=True)
     with _bar() as bar:
         what = f"{n} images of {side}x{side}"
         shape = (n, getattr(model, "channels", None) or 3, side, side)

@@ -31,8 +31,7 @@ def header(name_or_path: str | Path) -> dict[str, Any]:
     """
     if str(name_or_path).partition(":")[0] in registry.SOURCES:
         return {}
-    path = Path(name_or_path)
-    path = (path if path.suffix == ".safetensors" else registry.weights_file(name_or_path)).with_suffix(".md")
+    path = _path(name_or_path)
     try:
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
         if not text.startswith("---\n"):
@@ -42,6 +41,19 @@ def header(name_or_path: str | Path) -> dict[str, Any]:
         raise ValueError(
             f"the header of the card of {name_or_path} is not YAML ({' '.join(str(error).split())})"
         ) from None
+
+
+def read(name_or_path: str | Path) -> str:
+    """The card of a prior that ships, or the one beside a weights file. ``ValueError`` where there is none."""
+    path = _path(name_or_path)
+    if not path.is_file():
+        raise ValueError(f"no card at {path}; `invdiff train` writes one beside the weights")
+    return path.read_text(encoding="utf-8")
+
+
+def _path(name_or_path: str | Path) -> Path:
+    path = Path(name_or_path)
+    return (path if path.suffix == ".safetensors" else registry.weights_file(name_or_path)).with_suffix(".md")
 
 
 def describe(name: str) -> str:
@@ -80,12 +92,19 @@ def command(recipe: Recipe, options: dict[str, Any]) -> str:
     return " ".join(["invdiff train", *texts])
 
 
-def write(recipe: Recipe, quality: Quality, held_out: str, trained: str, options: dict[str, Any]) -> str:
-    """The card of a training run. ``trained`` says how long, and on how many images; ``options`` are those of :func:`command`."""
+def write(recipe: Recipe, quality: Quality, held_out: str, trained: str, options: dict[str, Any], begun: str | None = None) -> str:
+    """The card of a training run.
+
+    ``trained`` says how long, and on how many images; ``options`` are those of :func:`command`; ``begun`` has the terms of the
+    weights that the run began with, where it did.
+    """
+    name, about, terms = recipe.name, recipe.about or recipe.name, NOT_STATED
+    if begun is not None:
+        name, about, terms = f"{name}, fine-tuned", f"fine-tuned: {about}", f"{begun}; of the images trained on since: {NOT_STATED}"
     known: dict[str, Any] = {
-        "about": recipe.about or recipe.name,
+        "about": about,
         "size": recipe.crop,
-        "terms": NOT_STATED,
+        "terms": terms,
         "held_out": held_out,
         **{key: _rounded(value) for key, value in asdict(quality).items() if value is not None},
     }
@@ -98,7 +117,7 @@ def write(recipe: Recipe, quality: Quality, held_out: str, trained: str, options
         what, unit = "An autoencoder and a denoising U-Net of its latents", "the latents' spread"
         first = "`reconstruction`: dB of an image encoded and decoded; `rmse`, `spread` and `bias` are of latents"
     return (
-        f"---\n{front}---\n\n# {recipe.name}\n\n{what} trained by `{command(recipe, options)}` {trained}. Noise range: "
+        f"---\n{front}---\n\n# {name}\n\n{what} trained by `{command(recipe, options)}` {trained}. Noise range: "
         f"{recipe.sigma_min:g} to {recipe.sigma_max:g}, in units of {unit}.\n\n"
         f"The header has what was measured on held-out images, but for `distance` and `reconstruction` on at most {MEASURED} of them, evenly spread. {first}. "
         "`rmse`: error by noise level; the higher the level, the nearer it should come to `spread`, that of the mean. "

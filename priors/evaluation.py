@@ -6,7 +6,7 @@ A *complex* image has two channels, its values lie around 0, and its estimates a
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -48,28 +48,41 @@ class Quality:
     reconstruction: float | None = None
 
 
-def evaluate(prior: Denoiser | LatentPrior, images: Sequence[Tensor], recipe: Recipe | None = None) -> Quality:
+def evaluate(
+    prior: Denoiser | LatentPrior,
+    images: Sequence[Tensor],
+    recipe: Recipe | None = None,
+    report: Callable[[str], None] = lambda what: None,
+) -> Quality:
     """Measure ``prior`` on held-out ``images`` (C, H, W), of which the :func:`measured` ones are denoised.
 
     ``recipe`` is what it was trained by: of what size the crops were, and how many samples to compare (``generated``); without
-    it images count as seen whole, and none are drawn.
+    it images count as seen whole, and none are drawn. ``report`` is told what is measured next.
     """
     psnr, reconstruction = None, None
     if isinstance(prior, LatentPrior):
         denoiser, clean = prior.denoiser, encoded(prior, images)
+        report("the autoencoder")
         reconstruction = reconstruction_psnr(prior, images)
     else:
-        denoiser, clean = prior, list(images)
-        psnr = {level: denoising_psnr(prior, measured(images), level / 255) for level in PSNR_LEVELS}
+        denoiser, clean, psnr = prior, list(images), {}
+        for level in PSNR_LEVELS:
+            report(f"PSNR at noise {level} of 255")
+            psnr[level] = denoising_psnr(prior, measured(images), level / 255)
     some = measured(clean)
     whole = recipe is None or all(max(image.shape[1:]) <= recipe.crop for image in images)
     low, high = math.log(denoiser.sigma_min), math.log(denoiser.sigma_max)
     levels = torch.linspace(low, high, RMSE_LEVELS, dtype=torch.float64).exp().tolist()
-    rmse = {float(f"{s:.2g}"): denoising_rmse(denoiser, some, s) for s in levels}
+    rmse = {}
+    for s in levels:
+        report(f"error at noise {s:.2g}")
+        rmse[float(f"{s:.2g}")] = denoising_rmse(denoiser, some, s)
+    report("bias and spread")
     quality = Quality(psnr, rmse, spread(clean, whole), denoising_bias(denoiser, some, LOW), reconstruction=reconstruction)
     real = None if recipe is None else real_images(images, recipe)
     if real is None:
         return quality
+    report(f"{len(real[0])} samples beside real images")
     distance, distance_real = distances(prior, *real)
     return replace(quality, distance=distance, distance_real=distance_real)
 

@@ -150,13 +150,14 @@ def train(
         if isinstance(begin, DenoisingUNet):
             before = denoising_psnr(begin.to(target), measured(tests), 25 / 255)
             trained += f", whose PSNR at 25 was {before:.2f} dB on the same held-out images"
-        quality = evaluate(prior, tests, recipe)
+        quality = evaluate(prior, tests, recipe, lambda what: print(f"measuring: {what}", file=sys.stderr))
         if begin is not None and quality.psnr is not None:
             trained += f", and is {quality.psnr[25]:.2f} dB now"
         print(f"{path}: {trained}", file=sys.stderr)
         options: dict[str, Any] = {"data": data and "DIR", "held": held and "HELD", "start": start, "lora": lora}
         options["minutes"] = minutes if step < recipe.steps else None
-        text = cards.write(recipe, quality, f"{len(tests)} images, {how}", trained, options)
+        terms = None if start is None else f"of {start}: {cards.header(start).get('terms', cards.NOT_STATED)}"
+        text = cards.write(recipe, quality, f"{len(tests)} images, {how}", trained, options, terms)
         write_text(path.with_suffix(".md"), text)
         return path
 

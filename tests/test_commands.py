@@ -53,6 +53,7 @@ def test_lists_and_version() -> None:
     natural = "\n".join(lines).split("natural ")[1]
     for fact in ("9.3 MB", "4.6 million parameters", "colour or gray", "noise 0.002 to 20", "31.85 at 25", "BSDS500"):
         assert fact in natural
+    assert "\n# natural\n" in invoke("priors", "natural").output and "unknown prior 'none'" in invoke("priors", "none").stderr
 
 
 def test_train_makes_a_prior_that_restore_takes(folder: Path) -> None:
@@ -65,6 +66,8 @@ def test_train_makes_a_prior_that_restore_takes(folder: Path) -> None:
     assert invoke("train", "--recipe", "tiny.yaml", "--data", "data", "--steps", "2").exit_code == 0
     assert Path("runs/tiny/tiny.safetensors").is_file()
     assert "tiny.safetensors" in result.output and "in 2 steps" in Path("run/tiny.md").read_text()
+    assert "measuring: PSNR at noise 25 of 255" in result.stderr
+    assert "no card at none.md" in invoke("priors", "none.safetensors").stderr
     args = ["--task", "denoise", "--prior", "run/tiny.safetensors", *QUICK]
     assert invoke("restore", "a.png", "out.png", *args).exit_code == 0
     assert invoke("sample", "run/tiny.safetensors", "--n", "2", "--steps", "2", "--out", "drawn.png").exit_code == 0
@@ -77,7 +80,7 @@ def test_train_makes_a_prior_that_restore_takes(folder: Path) -> None:
 def test_sample_draws_a_sheet(folder: Path, weights: str) -> None:
     args = ["sample", weights, "--n", "3", "--steps", "3"]
     result = invoke(*args, "--size", "24", "--out", "a.png")
-    assert result.exit_code == 0 and result.output == "sheet: a.png\n"
+    assert result.exit_code == 0 and result.stdout == "sheet: a.png\n"
     invoke(*args, "--size", "24", "--out", "b.png")
     assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
     invoke(*args, "--size", "24", "--seed", "1", "--out", "b.png")
@@ -88,6 +91,7 @@ def test_sample_draws_a_sheet(folder: Path, weights: str) -> None:
     invoke(*args, "--out", "b.png")
     with Image.open("b.png") as picture:
         assert picture.size == (2 * 32, 2 * 32)
+    assert "learned from images of 28x28" in invoke(*args, "--size", "24", "--out", "b.png").stderr
     for wrong in (["--n", "0"], ["--steps", "0"], ["--out", "none/a.png"]):
         result = invoke(*args, *wrong)
         assert result.exit_code == 2 and result.stderr.startswith("error: ")

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from invdiff import priors
-from invdiff.priors import DenoisingUNet, Recipe, data, lora
+from invdiff.priors import DenoisingUNet, Recipe, cards, data, lora
 from invdiff.priors.cards import header
 from invdiff.priors.training import train
 from invdiff.priors.weights_io import save_weights
@@ -141,6 +141,14 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
 def test_adapters_of_adapters(adapter: Path, photos: Path, tmp_path: Path) -> None:
     again = train(TINY, photos, tmp_path / "again", start=adapter, lora=1, device="cpu")
     assert not torch.equal(priors.load(again).head.weight, priors.load(adapter).head.weight)
+
+
+def test_the_card_of_a_fine_tuned_prior_has_the_terms_it_began_with(base: Path, photos: Path, tmp_path: Path) -> None:
+    base.with_suffix(".md").write_text("---\nterms: public domain\n---\n")
+    tuned = train(TINY, photos, tmp_path / "tuned", start=base, device="cpu")
+    known = cards.header(tuned)
+    assert known["terms"] == f"of {base}: public domain; of the images trained on since: not stated"
+    assert known["about"].startswith("fine-tuned: ") and f"\n# {TINY.name}, fine-tuned\n" in cards.read(tuned)
 
 
 def test_adapters_need_a_prior(photos: Path, adapter: Path) -> None:
