@@ -245,9 +245,9 @@ def list_priors(
     if name is not None:
         typer.echo(cards.read(name))
         return
-    for name in priors.names():
-        for i, line in enumerate(priors.describe(name).splitlines()):
-            typer.echo(f"{'' if i else name:12} {line}")
+    for shipped in priors.names():
+        for i, line in enumerate(priors.describe(shipped).splitlines()):
+            typer.echo(f"{'' if i else shipped:12} {line}")
 
 
 @app.command("solvers")

@@ -114,13 +114,12 @@ def absent() -> dict[str, str]:
     import torch
     from torchvision.models import VGG16_Weights
 
-    folder, found = Path(torch.hub.get_dir()) / "checkpoints", {}
+    folder, missing = Path(torch.hub.get_dir()) / "checkpoints", {}
     for name, metric in {"lpips": piq.LPIPS, "dists": piq.DISTS}.items():
         urls = [VGG16_Weights.IMAGENET1K_V1.url, metric._weights_url]
-        missing = [url for url in urls if not (folder / Path(urlsplit(url).path).name).is_file()]
-        if missing:
-            found[name] = f"its weights are not in {folder}; put there: {', '.join(missing)}"
-    return found
+        missing[name] = [url for url in urls if not (folder / Path(urlsplit(url).path).name).is_file()]
+    needed = ", ".join(dict.fromkeys(url for urls in missing.values() for url in urls))
+    return {name: f"weights are not in {folder}; put there: {needed}" for name, urls in missing.items() if urls}
 
 
 # Image scores

@@ -366,16 +366,23 @@ def test_one_image_is_not_judged(tmp_path: Path) -> None:
     for name, psnr in (("old", 30.0), ("new", 20.0)):
         synthetic.write(tmp_path / name, [synthetic.record("t", "i", "m", {"psnr": psnr}, cost={"seconds": psnr})])
     text, regressions = compare(tmp_path / "old", tmp_path / "new")
-    assert regressions == [] and "1 differences on a single image cannot be judged" in text and "costs that changed" in text
+    assert regressions == [] and "on a single image, which cannot be judged (1)\n  m / t: PSNR 30 -> 20 dB (10 worse, 1 image)" in text
+    assert "costs that changed" in text and "same scores" not in text
+    assert "1 of 1 runs have the same scores, digit for digit" in compare(tmp_path / "old", tmp_path / "old")[0]
+
+
+SUITE = "{name: s, images: {i: {source: x}}, tasks: {t: {operator: o, noise: 0.1}}, methods: {m: {run: {DPS: {steps: 20}}}}}"
 
 
 def test_other_measurements_are_refused_and_other_protocols_shown(tmp_path: Path) -> None:
-    for name, sha, protocol in (("old", "1", "a: 1\n"), ("new", "1", "a: 2\n"), ("other", "2", "a: 1\n")):
+    for name, sha, protocol in (("old", "1", SUITE), ("new", "1", SUITE.replace("20", "4")), ("other", "2", SUITE)):
         r = synthetic.record("t", "i", "m", {"psnr": 30.0}, measurement_sha256=sha)
         r["protocol"] = protocol
         synthetic.write(tmp_path / name, [r], protocol)
     text, _ = compare(tmp_path / "old", tmp_path / "new")
-    assert "protocols differ" in text and "-a: 1" in text and "+a: 2" in text
+    assert "protocols differ" in text and "methods.m.run.DPS.steps: 20 -> 4" in text
+    (tmp_path / "new" / "suite.yaml").write_text("a: 2\n")
+    assert "unknown entry 'a'" in compare(tmp_path / "old", tmp_path / "new")[0]
     with pytest.raises(ValueError, match="measurement of t / i / m is not the same"):
         compare(tmp_path / "old", tmp_path / "other")
     synthetic.write(tmp_path / "none", [synthetic.record("t", "i", "another", {"psnr": 30.0})])

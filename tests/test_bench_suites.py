@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,21 @@ def test_pages_of_suites_in_docs_are_of_todays_strategies(path: Path) -> None:
         assert methods - refused <= set(re.findall(r"^\| `([^`]+)`", part, re.MULTILINE))
 
 
+def test_the_example_in_the_docs_is_a_suite(folder: Path) -> None:
+    text = (DOCS / "suites.md").read_text(encoding="utf-8")
+    Path("example.yaml").write_text(text.split("```yaml\n")[1].split("```")[0])
+    Path("mine.py").write_text(text.split("```python\n")[1].split("```")[0])
+    suite = suites.read("example.yaml")
+    frozen = suites.freeze(suite)
+    assert len(list(suite.pairs())) == 14 and frozen.methods["exact"].chosen["inpaint"]["samples"] == 8
+    assert contestants.complete({"mine:adjoint": {"scale": 2.0}}) == {"mine:adjoint": {"scale": 2.0}}
+    for names in (sources.IMAGES, contestants.CLASSICAL, {"denoiser": 0}):
+        assert all(f"`{name}`" in text for name in names)
+    for kind in (suites.Suite, suites.Task, suites.Image, suites.Method):
+        told = {f.name for f in fields(kind)} - {"sha256", "fingerprint", "measurements", "chosen", "priors", "declared", "made_with"}
+        assert all(f"`{name}`" in text for name in told)
+
+
 def test_images_of_a_folder_take_the_place_of_the_suites(folder: Path) -> None:
     from PIL import Image
 
@@ -101,7 +117,7 @@ WRONG = {
     "tasks.inpaint: nothing is known as $shap": ("$shape", "$shap"),
     "images.a: photographs: astronaut": ("name: astronaut", "name: astronaut2"),
     "methods.dps-3: DPS: steps must be at least 1": ("steps: 3", "steps: 0"),
-    "methods.dps-3: unknown name 'DPSS'": ("DPS:", "DPSS:"),
+    "methods.dps-3: unknown name 'DPSS'; did you mean DPS?": ("DPS:", "DPSS:"),
     "methods.dps-3: unknown entry 'steps'; allowed: run, samples, tasks, chosen; settings of a strategy go into run": ("{run: {DPS:", "{steps: 3, run: {DPS:"),
     "methods.tv.tasks: 'x' is none of inpaint, superres": ("{run: {total", "{tasks: [x], run: {total"),
     "samples: a whole number is needed, got 'two'": ("samples: 2", "samples: two"),
@@ -133,4 +149,4 @@ def test_the_command_line() -> None:
     assert "give --dask" in invoke("run", "quick", "--out", "out", "--resources", "GPU=1").output
     run(with_methods("mine:raises", "mine:slow"))
     done = invoke("run", "methods.yaml", "--out", "out", "--workers", "1")
-    assert done.exit_code == 1 and "2 runs (2 were there already): 1 failed, 1 ok" in done.output
+    assert done.exit_code == 1 and "2 runs (2 of them there before): 1 failed, 1 ok" in done.output

@@ -31,7 +31,7 @@ def suites() -> None:
 
 @app.command()
 def run(
-    suite: Annotated[str, typer.Argument(metavar="SUITE", help="A suite (`invdiff bench suites` lists them) or a YAML file, a frozen one too.")],
+    suite: Annotated[str, typer.Argument(metavar="SUITE", help="A suite (`invdiff bench suites` lists them) or a YAML file (docs/suites.md), a frozen one too.")],
     out: Annotated[Path, typer.Option(help="Folder of the results; what is there already is not run again.")],
     task: Annotated[list[str] | None, typer.Option(help="Only this task; may be repeated.")] = None,
     method: Annotated[list[str] | None, typer.Option(help="Only this method; may be repeated.")] = None,
@@ -54,6 +54,8 @@ def run(
     executor = Dask(dask, _resources(resources)) if dask else None
     try:
         display = _Display()
+        if display.bar.disable:
+            typer.echo("preparing images, operators and workers", err=True)
         with display.bar:
             only = {"task": task or [], "method": method or [], "image": image or []}
             found = start(
@@ -63,7 +65,8 @@ def run(
         if executor is not None:
             executor.shutdown(wait=False)
     counts = ", ".join(f"{number} {status}" for status, number in sorted(found.counts.items()))
-    typer.echo(f"{out}: {found.total} runs ({found.skipped} were there already): {counts}")
+    before = f" ({found.skipped} of them there before)" if found.skipped else ""
+    typer.echo(f"{out}: {found.total} run{'s' * (found.total != 1)}{before}: {counts}")
     if found.counts["failed"]:
         raise typer.Exit(1)
 
@@ -105,7 +108,7 @@ class _Display:
         self.console = Console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[left]}"))
         self.bar = Bar(*columns, console=self.console, disable=not self.console.is_terminal)
-        self.line = self.bar.add_task("starting", total=None, left="")
+        self.line = self.bar.add_task("preparing", total=None, left="")
         self.told = 0
 
     def __call__(self, progress: Progress) -> None:
@@ -118,6 +121,8 @@ class _Display:
             what = " ".join(last["spec"][k] for k in ("task", "image", "method"))
             if last["status"] != "ok":
                 self.console.print(f"{last['status']}: {what}: {last['error']}", highlight=False, soft_wrap=True, markup=False)
+        elif self.bar.disable:
+            typer.echo(f"{progress.total - progress.done} of {progress.total} runs to do", err=True)
         self.bar.update(self.line, total=progress.total, completed=progress.done, description=what, left=left)
         if self.bar.disable and last is not None:
             scores = ", ".join(f"{k} {v:.4g}" for k, v in last["metrics"].items() if v is not None)

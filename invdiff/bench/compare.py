@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from difflib import unified_diff
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from invdiff.bench import suite as suites
 from invdiff.bench.records import Record, load
 from invdiff.bench.stats import COSTS, JUDGED, MEASURES, interval
 from invdiff.metrics import Metric
 
 LEVEL = 0.99
 TOLERANCE = 0.005
+MOST = 40  # lines of differences that cannot be judged
 FEW = 5  # images: the interval of fewer excludes next to nothing at that level
 SAME = ("image_sha256", "measurement_sha256")  # what has to be equal for two runs to be of the same problem
 
@@ -31,7 +32,7 @@ def compare(
     mean difference over its images (:func:`invdiff.bench.stats.interval`) excludes zero at ``level``, 99 % since hundreds of
     comparisons are made, and if the difference is more than ``tolerance`` of the old mean, so that rounding is no news (0.005: about
     0.1 dB). Of fewer than FEW images, run with the same settings, seeds and weights, that is also said where each of two or more changed so, the same way: there is no
-    noise in such runs but that of the code. For metrics with a target, the distance from it counts. One image alone shows no noise, so that it is only reported. A run that
+    noise in such runs but that of the code. For metrics with a target, the distance from it counts. One image alone shows no noise, so that its differences are listed, and not judged. A run that
     went well and now fails, is refused or is missing is a regression; costs are reported and never are.
 
     ``ValueError`` if there is nothing to compare, or if images or measurements are not the same; protocols that differ otherwise
@@ -45,7 +46,7 @@ def compare(
     notes += [f"{added} runs are only in {new}"] if added else []
 
     worse, better = _statuses(before, after)
-    judged, alone, costs = 0, 0, []
+    judged, alone, costs = 0, [], []
     repeated = _repeated(before, after, common)
     for (task, method), images in _groups(before, after, common).items():
         for name in dict.fromkeys(k for a, _ in images for k in a):
@@ -64,7 +65,7 @@ def compare(
             if name in COSTS:
                 costs += [f"  {line}"] if abs(gain) > max(scale, 0.1 * abs(pairs[:, 0].mean())) else []
             elif half is None:
-                alone += abs(gain) > scale
+                alone += [line] if abs(gain) > scale else []
             else:
                 judged += 1
                 one_way = len(each) < FEW and (task, method) in repeated and bool((each > scale).all() or (each < -scale).all())
@@ -75,8 +76,11 @@ def compare(
     said += [f"note: {note}" for note in notes]
     for title, lines in (("worse", worse), ("better", better)):
         said += [f"{title} ({len(lines)})", *(f"  {line}" for line in lines)] if lines else []
+    same = sum(_scores(before[place]) == _scores(after[place]) for place in common)
+    said += [f"{same} of {len(common)} runs have the same scores, digit for digit"] if same else []
     if alone:
-        said.append(f"{alone} differences on a single image cannot be judged")
+        said += [f"differences on a single image, which cannot be judged ({len(alone)})", *(f"  {line}" for line in alone[:MOST])]
+        said += [f"  and {len(alone) - MOST} more"] if len(alone) > MOST else []
     if not judged:
         said.append("no score could be judged: a task needs two images that both benchmarks ran")
     if costs:
@@ -114,9 +118,11 @@ def _protocols(before: dict[Place, list[Record]], after: dict[Place, list[Record
     if names[0] == names[1]:
         return
     files = [folder / "suite.yaml" for folder in (old, new)]
-    a, b = (f.read_text(encoding="utf-8").splitlines() if f.is_file() else [] for f in files)
-    lines = [x for x in unified_diff(a, b, lineterm="", n=0) if x[:1] in "+-" and x[:3] not in ("---", "+++")]
-    shown = [f"\n    {x[:200]}" for x in lines[:20]] + ([f"\n    and {len(lines) - 20} more lines"] if len(lines) > 20 else [])
+    try:
+        lines = suites.differences(*(suites.read(f) for f in files))
+    except ValueError as error:  # lost, or edited since
+        lines = [str(error)]
+    shown = [f"\n    {line}" for line in lines[:20]] + ([f"\n    and {len(lines) - 20} more"] if len(lines) > 20 else [])
     yield f"the protocols differ ({', '.join(names[0])} and {', '.join(names[1])}):{''.join(shown)}"
 
 
@@ -161,6 +167,10 @@ def _repeated(before: dict[Place, list[Record]], after: dict[Place, list[Record]
     keys = {place: [[r["key"] for r in found[place]] for found in (before, after)] for place in common}
     others = {(task, method) for (task, _, method), (a, b) in keys.items() if a != b}
     return {(task, method) for task, _, method in common} - others
+
+
+def _scores(runs: list[Record]) -> list[Any]:
+    return [(r["status"], r["metrics"]) for r in runs]
 
 
 def _values(runs: list[Record]) -> dict[str, float]:

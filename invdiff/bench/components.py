@@ -15,6 +15,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
@@ -41,7 +42,8 @@ def find(name: str, room: Room) -> Callable[..., Any]:
         return room[name]
     module, colon, attribute = name.partition(":")
     if not colon:
-        raise ValueError(f"unknown name {name!r}; known: {', '.join(room)}; or give package.module:Name")
+        near = get_close_matches(name, room, 1)
+        raise ValueError(f"unknown name {name!r}; {f'did you mean {near[0]}? ' if near else ''}known: {', '.join(room)}; or give package.module:Name")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:

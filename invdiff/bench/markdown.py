@@ -24,11 +24,15 @@ LIBRARIES = ("deepinv_", "azula_")  # names of contestants from outside begin so
 
 LEGEND = f"""Means over the images, with half of the 95 % interval ({RESAMPLES} bootstrap resamples of the images, Student's t for their small
 number): it is mostly the images that differ. Differences are paired, and compare methods far better: over the images that both have, they are
-beyond noise where the interval excludes 0. *PSNR* and *SSIM* are of the estimate, the mean of the samples; *of a sample*: the mean of the
-scores of single samples, which look sharper. *Error / spread* is 1 for samples of the true posterior, more where they are too sure; *coverage*: the part of the
-values that the central 90 % intervals hold.
-*Evaluations* of the network are those of one sample, *processor time* is that of all samples on one thread or more, which other work on the
+beyond noise where the interval excludes 0.{{of_samples}} *Evaluations* of the network are those of one sample, *processor time* is that of all samples on one thread or more, which other work on the
 machine hardly changes. Where runs failed, the means are over the others. What is not there does not apply."""
+
+OF_SAMPLES = {
+    "psnr_sample": """ *PSNR* and *SSIM* are of the estimate, the mean of the samples; *of a sample*: the mean of the
+scores of single samples, which look sharper.""",
+    "spread_skill": """ *Error / spread* is 1 for samples of the true posterior, more where they are too sure; *coverage*: the part of the
+values that the central 90 % intervals hold.""",
+}
 
 EQUAL = """Each contestant of another library, and the strategy here that needs the fewest passes through the network, forward and backward, to have at
 least its PSNR of a sample (mean over the images). Passes and seconds (of the processor) are of one sample; memory is the largest of the whole process."""
@@ -47,7 +51,8 @@ def page(study: Study, suite: dict[str, Any], notes: Sequence[str], again: str) 
         f"Frozen protocol {', '.join(map(_code, protocols))}. Images: {_plain(', '.join(study.images[:30]))}{' ...' if len(study.images) > 30 else ''} ({len(study.images)}).",
         f"Made with {_plain(', '.join(sorted(versions)))}, on {_plain('; '.join(sorted(machines)))}.",
     ]
-    parts = [f"# {name}", _plain(suite.get("about", "")), " ".join(facts), _plain(suite.get("note", "")), LEGEND]
+    told = "".join(text for measure, text in OF_SAMPLES.items() if measure in study.measures)
+    parts = [f"# {name}", _plain(suite.get("about", "")), " ".join(facts), _plain(suite.get("note", "")), LEGEND.format(of_samples=told)]
     titles = suite.get("tasks") if isinstance(suite.get("tasks"), dict) else {}
     for task, key in enumerate(study.tasks):
         title = (titles.get(key) or {}).get("title", "")  # type: ignore[union-attr]
@@ -152,7 +157,7 @@ def _scores(study: Study) -> Iterator[str]:
             yield f"- {_plain(what.title)}: {_plain(what.backend)}"
     missing = [what.title for name, what in MEASURES.items() if name not in study.measures]
     if missing:
-        yield f"- Without a value in any run: {', '.join(missing)} (LPIPS and DISTS need weights, which are never downloaded; others larger images, or samples)."
+        yield f"- Without a value in any run: {', '.join(missing)} (LPIPS and DISTS need weights, which are never downloaded; others larger images, those of samples two or more of them, CRPS, coverage and spread four)."
 
 
 def _settings(study: Study) -> Iterator[str]:

@@ -75,7 +75,9 @@ def run(
                 pool.start()  # while the suite is frozen here
             frozen, notes = open_folder(given, out)
             todo, progress = _missing(frozen, out, only or {}, again)
-            progress.problems += notes + [f"no {name}: {why}" for name, why in metrics.absent().items() if todo and name in frozen.metrics]
+            progress.problems += notes
+            if todo and (absent := {name: why for name, why in metrics.absent().items() if name in frozen.metrics}):
+                progress.problems.append(f"without {', '.join(absent)}: {'; '.join(dict.fromkeys(absent.values()))}")
             report(progress)
             _work(pool, todo, out, progress, report)
         except BaseException:
@@ -109,7 +111,9 @@ def _grown(old: Suite, given: Suite, out: Path) -> Suite:
     rejudged = any(name in new.tasks and new.tasks[name].judge != task.judge for name, task in old.tasks.items())
     same = (new.name, new.metrics, new.threads) == (old.name, old.metrics, old.threads) and not rejudged
     if not same or kept - {job.key for job in performing.jobs(new)}:
-        raise ValueError(f"{out} holds the runs of another suite, or of another state of {given.name}; give another folder")
+        changed = suites.differences(old, new)
+        said = "; ".join(changed[:5]) + (f"; and {len(changed) - 5} more differences" if len(changed) > 5 else "")
+        raise ValueError(f"{out} holds the runs of another suite, or of another state of {given.name}; give another folder. It differs in {said}")
     protocol = new.protocol
     for record in records.load(out)[0]:  # they are runs of the new one too, whose protocol they name
         if record["key"] in kept:

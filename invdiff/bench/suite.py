@@ -1,21 +1,14 @@
 """Suites: what is run, read from YAML, checked, and frozen.
 
-    name: quick                    # and about, seed (0), samples drawn a run (4), threads (1), metrics (all), prior (natural)
-    images:
-      astronaut: {source: {photograph: {name: astronaut, size: 96}}}
-    tasks:
-      inpaint:
-        operator: {Inpainting: {mask: {random_mask: {shape: $shape, keep: 0.5, seed: 0}}}}
-        noise: 0.05
-    methods:
-      auto:                        # a name alone runs what is called so
-      dps-20: {run: {DPS: {steps: 20}}}
+    name: mine
+    images: {cat: {source: {photograph: {name: chelsea, size: 96}}}}
+    tasks: {denoise: {operator: Denoising, noise: 0.1}}
+    methods: {auto: null, dps-20: {run: {DPS: {steps: 20}}}}
 
-``source``, ``operator``, ``noise``, ``prior`` and ``run`` are components (:mod:`invdiff.bench.components`). A task may name its own
-``images``, ``methods``, ``prior``, ``samples``, ``seed`` (of the noise) and ``judge``; an image a ``seed`` that is added to all seeds; a method its ``tasks`` and ``samples``, which go before a task's. What only readers of the
-results need is no part of the protocol, and may change after a run: ``note``, a paragraph, and ``reference``, the method that others are
-compared with. Freezing adds what else determines the scores: checksums of images, measurements and priors, all settings of the methods, what "auto" chooses,
-the metrics with their back ends, and the versions it was made with. A frozen suite is a suite.
+docs/suites.md describes the format. ``source``, ``operator``, ``noise``, ``prior``, ``run`` and ``judge`` are components
+(:mod:`invdiff.bench.components`). What only readers of the results need, ``note`` and ``reference``, is no part of the protocol, and may
+change after a run. Freezing adds what else determines the scores: checksums of images, measurements and priors, all settings of the
+methods, what "auto" chooses, the metrics with their back ends, and the versions it was made with. A frozen suite is a suite.
 """
 
 from __future__ import annotations
@@ -142,6 +135,22 @@ def read(name: str | Path, images: Path | None = None) -> Suite:
     except (yaml.YAMLError, ValueError, TypeError) as error:
         raise ValueError(f"suite {name}: {' '.join(str(error).split())}") from None
     return suite
+
+
+def differences(old: Suite, new: Suite) -> list[str]:
+    """What was changed or taken away between two suites, and then what was added, a line each: ``methods.dps.run.DPS.steps: 20 -> 4``."""
+    lines = list(_differences(asdict(old), asdict(new), ""))
+    return sorted(lines, key=lambda line: ": nothing -> " in line)
+
+
+def _differences(old: Any, new: Any, at: str) -> Iterator[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in dict.fromkeys([*old, *new]):
+            if not (at == "" and key == "declared"):  # the name of what is compared here
+                yield from _differences(old.get(key, "nothing"), new.get(key, "nothing"), f"{at}.{key}" if at else str(key))
+    elif old != new:
+        a, b = (text if len(text := " ".join(str(part).split())) <= 80 else f"{text[:77]}..." for part in (old, new))
+        yield f"{at}: {a} -> {b}"
 
 
 def _from_files(values: Any, folder: Path) -> dict[str, Any]:
