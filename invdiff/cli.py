@@ -359,7 +359,7 @@ def tune(
     images: Annotated[Path, typer.Option(help="Folder of training images: others than those the suite measures on.")],
     out: Annotated[Path, typer.Option(help="Folder for preset.yaml and study.db; a stopped search goes on there.")],
     suite: Annotated[str, typer.Option(help="A suite or a YAML file.")] = "photos",
-    prior: Annotated[str, typer.Option(help="A prior or a .safetensors file.")] = "natural",
+    prior: Annotated[str | None, typer.Option(help="A prior or a .safetensors file. [default: that of the suite's task]", show_default=False)] = None,
     trials: Annotated[int, typer.Option(help="How many settings are tried, those that OUT holds included.")] = 40,
     metric: Annotated[str, typer.Option(help="What is optimised.")] = "psnr",
     samples: Annotated[int, typer.Option(help="Samples a run.")] = 2,
@@ -368,7 +368,8 @@ def tune(
     vary: Annotated[list[str] | None, typer.Option(metavar="NAME=LOW:HIGH", help="A setting to search, such as weight=0.1:10; may be repeated. [default: its weights and fractions]", show_default=False)] = None,
 ) -> None:  # fmt: skip
     """Search a strategy's settings on training images and write them as a preset, for --solver and solve."""
-    from invdiff import priors
+    from invdiff.bench import suite as suites
+    from invdiff.bench import tasks
     from invdiff.bench import tune as tuning
     from invdiff.bench.images import files
     from invdiff.solvers.preset import read
@@ -381,9 +382,11 @@ def tune(
     on = tuning.examples(task, images, suite)
     others = [] if held is None else tuning.examples(task, held, suite)
     named = {"images": images, **({} if held is None else {"held_images": held})}
-    notes = {"task": task, "suite": suite, "prior": prior} | {kind: sorted(files(folder)) for kind, folder in named.items()}
+    found_suite = suites.read(suite, images)
+    law = prior or found_suite.tasks[task].prior or found_suite.prior
+    notes = {"task": task, "suite": suite, "prior": law} | {kind: sorted(files(folder)) for kind, folder in named.items()}
     path = tuning.search(
-        on, solver, priors.load(prior), out=out, ranges=_ranges(vary), trials=trials, metric=metric, samples=samples, seed=seed,
+        on, solver, tasks.load_prior(law), out=out, ranges=_ranges(vary), trials=trials, metric=metric, samples=samples, seed=seed,
         held=others, notes=notes, report=tell,
     )  # fmt: skip
     found = read(path)["found"]

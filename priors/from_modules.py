@@ -30,8 +30,11 @@ class KarrasPrior(ConvertedPrior):
         self.model = model
 
     def denoise(self, z: Tensor, level: Tensor, **kwargs: Any) -> Tensor:
-        z = z.to(next((p.dtype for p in self.parameters()), z.dtype))
-        return self.model(z, level.to(z), **kwargs)
+        dtype = next((p.dtype for p in self.parameters()), z.dtype)
+        if dtype in (torch.bfloat16, torch.float16):  # the model scales image and level itself, which 16 bits are too few for
+            with torch.autocast(z.device.type, dtype):
+                return self.model(z, level.to(z), **kwargs)
+        return self.model(z.to(dtype), level.to(dtype), **kwargs)
 
 
 class AzulaPrior(ConvertedPrior):

@@ -97,6 +97,7 @@ def train(
     if begin is not None and _shapes(begin) != (recipe.network(), recipe.code()):
         differ = "; ".join(_differences(_shapes(begin), (recipe.network(), recipe.code())))
         raise ValueError(f"start: {start} has another network than the recipe {recipe.name}: {differ}")
+    terms = None if start is None else f"of {start}: {cards.header(start).get('terms', cards.NOT_STATED)}"
     folder.mkdir(parents=True, exist_ok=True)
     with lock(folder):
         torch.manual_seed(recipe.seed)
@@ -156,7 +157,6 @@ def train(
         print(f"{path}: {trained}", file=sys.stderr)
         options: dict[str, Any] = {"data": data and "DIR", "held": held and "HELD", "start": start, "lora": lora}
         options["minutes"] = minutes if step < recipe.steps else None
-        terms = None if start is None else f"of {start}: {cards.header(start).get('terms', cards.NOT_STATED)}"
         text = cards.write(recipe, quality, f"{len(tests)} images, {how}", trained, options, terms)
         write_text(path.with_suffix(".md"), text)
         return path

@@ -54,6 +54,10 @@ class Mean(Strategy):
         return torch.full_like(p.start(0.0), self.shade)
 
 
+def shrinking():
+    return lambda x, sigma: x / (1 + 4 * sigma**2)
+
+
 def left_half(width):
     return lambda x: x[..., : width // 2]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import linecache
 import multiprocessing
 import os
 import random
@@ -35,7 +37,7 @@ def test_every_pair_has_a_record_with_scores_cost_and_pictures(folder: Path) -> 
     found, problems = bench.load("out")
     assert progress.counts == {"ok": RUNS} and len(found) == RUNS and not problems
     assert {(r["spec"]["task"], r["spec"]["image"], r["spec"]["method"]) for r in found} == set(suites.read("tiny.yaml").pairs())
-    assert {r["protocol"] for r in found} == {records.digest((folder / "out/suite.yaml").read_bytes())}
+    assert {r["protocol"] for r in found} == {suites.read("out/suite.yaml").protocol} == {suites.read("out/suite.yaml").frozen}
     assert suites.read("out/suite.yaml").protocol == found[0]["protocol"]
     for r in found:
         assert r["metrics"]["psnr"] > 5 and r["metrics"]["ssim"] is not None  # type: ignore[operator]
@@ -214,6 +216,39 @@ def test_a_folder_keeps_to_its_suite() -> None:
     Path("other.yaml").write_text(yaml.safe_dump(text))
     with pytest.raises(ValueError, match=r"another suite.* It differs in tasks.inpaint.noise: 0.05 -> 0.06"):
         run("other.yaml")
+
+
+def test_a_frozen_file_that_was_edited_is_another_suite() -> None:
+    run(only={"method": ["measurement"]})
+    path, name = Path("out/suite.yaml"), {"method": ["measurement"]}
+    frozen = path.read_text()
+    assert suites.read(path).declared and not suites.read("tiny.yaml").declared
+    path.write_text(frozen.replace("{steps: 3,", "{steps: 4,").replace("steps: 3\n", "steps: 4\n"))
+    assert path.read_text() != frozen and not suites.read(path).declared
+    assert run("out/suite.yaml", only=name).skipped == 4  # what was run is as it was
+    path.write_text(frozen.replace("noise: 0.05", "noise: 0.06"))
+    with pytest.raises(ValueError, match="measurement of a is not the one|another suite"):
+        run("out/suite.yaml", only=name)
+    path.write_text(f"{frozen}seed: 7\n".replace("\nseed: 0\n", "\n"))
+    with pytest.raises(ValueError, match="another suite"):
+        run("out/suite.yaml", only=name)
+    run(only=name)
+    assert suites.read(path).declared and len(scores("out")) == 4
+
+
+def test_a_prior_of_a_users_own() -> None:
+    """A function without weights, of whose source the checksum is."""
+    text = yaml.safe_load(SUITE) | {"prior": "mine:shrinking", "methods": {"dps": {"run": {"DPS": {"steps": 2}}}}}
+    Path("own.yaml").write_text(yaml.safe_dump(text))
+    assert run("own.yaml", only={"task": ["inpaint"]}).counts == {"ok": 2}
+    (before,) = suites.read("out/suite.yaml").priors.values()
+    Path("mine.py").write_text(Path("mine.py").read_text().replace("4 * sigma", "5 * sigma**1.5 * sigma"))
+    del sys.modules["mine"]
+    importlib.invalidate_caches()
+    linecache.checkcache()
+    with pytest.raises(ValueError, match="not those that the suite was frozen with"):
+        run("out/suite.yaml", "again")
+    assert before != tasks.prior_sha256("mine:shrinking") == tasks.prior_sha256("mine:shrinking")
 
 
 def test_a_suite_that_has_grown_goes_on_in_its_folder() -> None:

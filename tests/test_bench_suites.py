@@ -90,7 +90,7 @@ def test_the_example_in_the_docs_is_a_suite(folder: Path) -> None:
     for names in (sources.IMAGES, contestants.CLASSICAL, {"denoiser": 0}):
         assert all(f"`{name}`" in text for name in names)
     for kind in (suites.Suite, suites.Task, suites.Image, suites.Method):
-        told = {f.name for f in fields(kind)} - {"sha256", "fingerprint", "measurements", "chosen", "priors", "declared", "made_with"}
+        told = {f.name for f in fields(kind)} - {"sha256", "fingerprint", "measurements", "chosen", "priors", "declared", "made_with", "frozen"}
         assert all(f"`{name}`" in text for name in told)
 
 

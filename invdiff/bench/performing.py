@@ -123,7 +123,7 @@ def perform(job: Job) -> Done:
     """Do one run. Whatever goes wrong in it is in the record; only what hits the process itself is raised."""
     torch.set_num_threads(job.threads)
     started = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if job.uses_prior and torch.cuda.is_available() else "cpu")
     status, error, scores, pictures = "ok", None, dict.fromkeys(job.metrics), {}
     cost: dict[str, float | None] = dict.fromkeys(COSTS)
     evaluations, doing = Evaluations(), "preparing"
@@ -312,6 +312,10 @@ def _peak_mib() -> float | None:
         import resource
     except ImportError:  # Windows
         return None
+    with suppress(OSError), open("/proc/self/status") as f:  # Linux, where ru_maxrss begins with that of the parent
+        for line in f:
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 

@@ -57,17 +57,21 @@ def write(folder: str | Path, *, budget: int = BUDGET, say: Callable[[str], obje
     plots.write(study, folder / "plots")
     for note in (*problems, *notes):
         say(f"note: {note}")
-    write_text(folder / "report.md", markdown.page(study, suite, [*problems, *notes], _again(suite)))
+    write_text(folder / "report.md", markdown.page(study, suite, [*problems, *notes], _again(folder / "suite.yaml")))
     page = folder / "report.html"
     whites = {name: pictures.white(folder / name) for name in images if name in spreads}
     write_text(page, _page(study, protocol, str(suite.get("note", "")), _data(study, images, whites, [*problems, *notes])))
     return page
 
 
-def _again(suite: dict[str, Any]) -> str:
+def _again(protocol: Path) -> str:
     """The command that runs it all again: by name where the suite is one that ships, as it ships."""
-    name = suite.get("name")
-    ships = name in suites.suites() and suites.read(str(name)).protocol == suite.get("declared")
+    try:
+        suite = suites.read(protocol)
+    except ValueError:  # lost, or edited since
+        return "invdiff bench run suite.yaml --out DIR"
+    name = suite.name
+    ships = name in suites.suites() and suites.read(name).protocol == suite.declared
     return f"invdiff bench run {name if ships else 'suite.yaml'} --out DIR"
 
 
@@ -244,7 +248,8 @@ def _data(study: Study, images: dict[str, str], whites: dict[str, float | None],
         values = [_short(found.get(name)) for name in study.measures] if record["status"] == "ok" else []
         shown = [embedded.get(record["pictures"].get(kind, "")) for kind in KINDS]
         spec = record["spec"]
-        facts = [spec.get("seed", 0), STATUSES.index(record["status"]), number(spec.get("settings")), number(record["error"])]
+        drawn = "" if spec.get("prior") is None else f"; {spec.get('samples') or 'its own number of'} sample{'s' * (spec.get('samples') != 1)}"
+        facts = [spec.get("seed", 0), STATUSES.index(record["status"]), number(f"{spec.get('settings')}{drawn}"), number(record["error"])]
         runs.append([*place, *facts, values, shown, whites.get(record["pictures"].get("std", ""))])
     scopes: list[int | None] = [*range(len(study.tasks))]
     if len(scopes) > 1:

@@ -106,16 +106,17 @@ def open_folder(given: Suite, out: Path) -> tuple[Suite, list[str]]:
 
 def _grown(old: Suite, given: Suite, out: Path) -> Suite:
     """The frozen suite ``given`` in the place of ``old``, if it has all runs of that, with the same settings and scores, and more."""
-    new = replace(suites.freeze(given), made_with=old.made_with)
-    kept = {job.key for job in performing.jobs(old)}
+    new = replace(suites.freeze(given), made_with=old.made_with).sealed()
+    there = records.load(out)[0]
+    kept = {job.key for job in performing.jobs(old)} if old.frozen or old.declared else {r["key"] for r in there}  # edited: what was run
     rejudged = any(name in new.tasks and new.tasks[name].judge != task.judge for name, task in old.tasks.items())
     same = (new.name, new.metrics, new.threads) == (old.name, old.metrics, old.threads) and not rejudged
     if not same or kept - {job.key for job in performing.jobs(new)}:
         changed = suites.differences(old, new)
-        said = "; ".join(changed[:5]) + (f"; and {len(changed) - 5} more differences" if len(changed) > 5 else "")
-        raise ValueError(f"{out} holds the runs of another suite, or of another state of {given.name}; give another folder. It differs in {said}")
+        said = f" It differs in {'; '.join(changed[:5])}" * bool(changed) + f"; and {len(changed) - 5} more places" * (len(changed) > 5)
+        raise ValueError(f"{out} holds the runs of another suite, or of another state of {given.name}; give another folder.{said}")
     protocol = new.protocol
-    for record in records.load(out)[0]:  # they are runs of the new one too, whose protocol they name
+    for record in there:  # they are runs of the new one too, whose protocol they name
         if record["key"] in kept:
             records.write(out, {**record, "protocol": protocol})
     write_text(out / "suite.yaml", new.yaml())

@@ -89,11 +89,16 @@ class Suite:
     priors: dict[str, str] = field(default_factory=dict)
     declared: str = ""
     made_with: dict[str, str] = field(default_factory=dict)
+    frozen: str = ""
 
     @property
     def protocol(self) -> str:
         """16 digits that name the suite: all of it but what only readers need."""
-        return digest(replace(self, note="", reference="").yaml().encode())
+        return digest(replace(self, note="", reference="", frozen="").yaml().encode())
+
+    def sealed(self) -> Suite:
+        """The suite with its ``protocol`` in ``frozen``, which shows later whether its file was edited."""
+        return replace(self, frozen=self.protocol)
 
     def yaml(self) -> str:
         """The suite as the text of a file; settings that have their default value are left out."""
@@ -132,6 +137,8 @@ def read(name: str | Path, images: Path | None = None) -> Suite:
             values["images"] = _from_files(values, images)
         suite: Suite = _made(Suite, values, "")
         _check(suite)
+        if images is not None or suite.frozen not in ("", suite.protocol):  # edited: another suite than the one that was frozen
+            suite = replace(suite, declared="", frozen="")
     except (yaml.YAMLError, ValueError, TypeError) as error:
         raise ValueError(f"suite {name}: {' '.join(str(error).split())}") from None
     return suite
@@ -146,7 +153,7 @@ def differences(old: Suite, new: Suite) -> list[str]:
 def _differences(old: Any, new: Any, at: str) -> Iterator[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         for key in dict.fromkeys([*old, *new]):
-            if not (at == "" and key == "declared"):  # the name of what is compared here
+            if at or key not in ("declared", "frozen"):  # names of what is compared here
                 yield from _differences(old.get(key, "nothing"), new.get(key, "nothing"), f"{at}.{key}" if at else str(key))
     elif old != new:
         a, b = (text if len(text := " ".join(str(part).split())) <= 80 else f"{text[:77]}..." for part in (old, new))
@@ -257,6 +264,12 @@ def _check(suite: Suite) -> None:
     for name, low in (("samples", 1), ("threads", 1)):
         if getattr(suite, name) < low:
             raise ValueError(f"{name} is at least {low}, got {getattr(suite, name)}")
+    parts = {f"tasks.{n}": t for n, t in suite.tasks.items()} | {f"methods.{n}": m for n, m in suite.methods.items()}
+    for at, part in parts.items():
+        if part.samples is not None and part.samples < 0:
+            raise ValueError(f"{at}.samples is at least 0 (as many as the strategy likes), got {part.samples}")
+    if not isinstance(suite.metrics, (list, dict, type(None))):
+        raise TypeError(f"metrics: a list of names is needed, got {suite.metrics!r}")
     if suite.images and not any(suite.pairs()):
         raise ValueError("no method runs on any task: what tasks say of their methods and methods of their tasks excludes all")
     for seed in (suite.seed, *(task.seed for task in suite.tasks.values()), *(image.seed for image in suite.images.values())):
@@ -345,7 +358,7 @@ def freeze(suite: Suite) -> Suite:
         priors=priors,
         metrics=suite.metrics if isinstance(suite.metrics, dict) else {m: metrics.METRICS[m][3] for m in wanted},
         made_with=suite.made_with or versions(),
-    )
+    ).sealed()
 
 
 @contextmanager

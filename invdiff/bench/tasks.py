@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def load_prior(prior: Component) -> Any:
 
 def prior_sha256(prior: Component) -> str:
     """Checksum of the file of a prior, or of the weights of one that has none; of an exact prior that of what it is made by,
-    since the eigenvectors that it holds are not the same on every machine."""
+    since the eigenvectors that it holds are not the same on every machine; of one without weights also that of its source code."""
     if isinstance(prior, str) and (prior in priors.names() or Path(prior).is_file()):
         path = registry.WEIGHTS / f"{prior}.safetensors" if prior in priors.names() else Path(prior)
         return hashlib.sha256(path.read_bytes()).hexdigest()
@@ -93,8 +94,13 @@ def prior_sha256(prior: Component) -> str:
     if hasattr(loaded, "posterior"):
         return hashlib.sha256(canonical(with_defaults(prior, room_of(priors, priors.__all__))).encode()).hexdigest()
     weights = hashlib.sha256()
-    for name, value in loaded.state_dict().items():
+    state = loaded.state_dict() if isinstance(loaded, torch.nn.Module) else {}
+    for name, value in state.items():
         weights.update(name.encode() + value.detach().cpu().float().contiguous().numpy().tobytes())
+    if not state:
+        weights.update(canonical(prior).encode())
+        with suppress(OSError, TypeError):  # of what was not written in a file
+            weights.update(inspect.getsource(loaded if inspect.isroutine(loaded) else type(loaded)).encode())
     return weights.hexdigest()
 
 

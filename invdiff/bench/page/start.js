@@ -30,7 +30,7 @@ function facts() {
   const head = make("tr", {}, ...["Measure", "Unit", "Better", "Computed by"].map((t) => make("th", { scope: "col", class: "text" }, t)));
   $("measures").replaceChildren(make("thead", {}, head), make("tbody", {}, ...D.measures.map((m) =>
     make("tr", {}, ...[m.title, m.unit || "–", aim(m), m.backend].map((t) => make("td", { class: "text" }, t))))));
-  $("missing").textContent = D.missing.length ? `Without a value in any run: ${D.missing.join(", ")}. Reasons: weights that are not on the disk, images too small, no samples.` : "";
+  $("missing").textContent = D.missing.length ? `Without a value in any run: ${D.missing.join(", ")}. Reasons: weights that are not on the disk, images too small, too few samples (scores of their spread need four).` : "";
 }
 
 // Start
