@@ -21,7 +21,7 @@ import yaml
 from small_suite import MINE, RUNS, SUITE, by_method, run, scores, suite_folder, with_methods  # noqa: F401 (the last is a fixture)
 
 from invdiff import bench
-from invdiff.bench import performing, records, report, tasks
+from invdiff.bench import performing, report, tasks
 from invdiff.bench import suite as suites
 from invdiff.files import Locked, lock
 from invdiff.priors import DenoisingUNet
