@@ -72,7 +72,7 @@ def test_sparse_ct(demo: Any) -> None:
 
 
 def test_exact_posterior(demo: Any) -> None:
-    """With 16 samples an exact sampler is off by 0.25 posterior standard deviations, and dps nearly is one."""
+    """With 16 samples an exact sampler is off by 0.25 posterior standard deviations, and so is dps, which is too sure of what is known."""
     names = demo(called("exact_posterior"))
     assert names["bias"]["dps"] < 0.4
-    assert 0.8 < names["known"]["dps"] < 1.1 and 0.8 < names["missing"]["dps"] < 1.1
+    assert 0.6 < names["known"]["dps"] < 1.0 and 0.8 < names["missing"]["dps"] < 1.1

@@ -250,4 +250,4 @@ def test_auto_takes_dps_with_renewed_noise_for_latents() -> None:
     """Of linear operators, too: behind a decoder no proximal step is at hand."""
     y = measurement(1)
     result = solve(y, operators.Inpainting(MASK, noise=NOISE), latent(), steps=2, samples=1)
-    assert "a prior of latents" in result.reason and result.solver == DPS(steps=2, sampler=Renoise(eta=1.0), weight=3.0)
+    assert "a prior of latents" in result.reason and result.solver == DPS(steps=2, sampler=Renoise(eta=1.0), weight=3.0, residual=1.0)

@@ -65,14 +65,15 @@ RULES = (
     Rule(
         "a prior of latents",
         lambda A, noise, asked: isinstance(A, operators.Decoded),
-        DPS(steps=30, sampler=Renoise(eta=1.0), weight=1.4), DPS(steps=50, sampler=Renoise(eta=1.0), weight=3.0), DAPS(),
+        DPS(steps=30, sampler=Renoise(eta=1.0), weight=1.4, residual=1.0),
+        DPS(steps=50, sampler=Renoise(eta=1.0), weight=3.0, residual=1.0), DAPS(),
         "gradients go through the decoder; renewing all noise brings the mean nearer to the truth",
     ),
     Rule(
         "a nonlinear operator, or noise that is not Gaussian",
         lambda A, noise, asked: not isinstance(A, LinearPhysics) or not isinstance(noise, operators.Gaussian),
-        DPS(steps=30), DPS(), DAPS(),
-        "only gradients of the likelihood are at hand",
+        DPS(steps=30), DPS(), DPS(),
+        "only gradients of the likelihood are at hand, and no strategy here is exact for it on photographs",
     ),
     Rule(
         "only noise to remove, and no samples asked for",
@@ -83,7 +84,7 @@ RULES = (
     Rule(
         "an operator that keeps some numbers and drops the others",
         lambda A, noise, asked: _selects(A),
-        DiffPIR(), DPS(steps=30, sampler=Renoise(eta=1.0), weight=1.4), MMPS(),
+        DiffPIR(), DPS(steps=30, sampler=Renoise(eta=1.0), weight=1.4, residual=1.0), MMPS(),
         "gradients carry what is known to what is not; proximal steps cost a fifth",
     ),
     Rule(
@@ -118,7 +119,7 @@ def choose(
     strategy: Strategy = getattr(rule, budget)
     default = 1 if isinstance(strategy, Tweedie) else SAMPLES[budget]
     count = default if samples is None else samples
-    return strategy, count, f"{rule.kind}: {_EXACT if budget == 'exact' else rule.reason}"
+    return strategy, count, f"{rule.kind}: {_EXACT if isinstance(strategy, (MMPS, DAPS)) else rule.reason}"
 
 
 def table() -> str:

@@ -132,12 +132,12 @@ def posterior_estimate(x: Tensor, x0: Tensor, s: float) -> Estimate:
     return Estimate(x0, (x - x0) / s)
 
 
-def likelihood_step(p: Problem, x: Tensor, s: float, weight: float) -> tuple[Tensor, Tensor]:
+def likelihood_step(p: Problem, x: Tensor, s: float, weight: float, residual: float) -> tuple[Tensor, Tensor]:
     """``(x0, d)``: the prior's estimate ``x0 = D(x, s)`` and the step ``d`` that the measurement asks of it.
 
-    ``d = a weight s^2 g``, ``g = grad_x [-|w|^2 / 2] / max(|w|^2 / m, 1)``, ``w = (y - A x0) / std(noise)`` over the ``m``
-    measured numbers: ``g`` is DPS's gradient of ``log p(y | x)``, where the unknown spread of ``y`` given ``x`` is estimated
-    by the residual itself. ``a <= 1`` shortens the step to the one that minimises ``|w|`` along it, so that it can never
+    ``d = a weight s^2 g``, ``g = grad_x [-|w|^2 / 2] / max(residual |w|^2 / m, 1)``, ``w = (y - A x0) / std(noise)`` over the ``m``
+    measured numbers: with ``residual = 0`` the gradient of ``log p(y | x0(x))``; with 1 the spread of ``y`` given ``x`` is taken
+    to be that of the residual itself. ``a <= 1`` shortens the step to the one that minimises ``|w|`` along it, so that it can never
     overshoot where ``A`` is linear. Nothing here depends on the number of pixels, on the noise level or on the other images of the batch.
     """
     x0, vjp = p.linearize(x, s)
@@ -148,7 +148,7 @@ def likelihood_step(p: Problem, x: Tensor, s: float, weight: float) -> tuple[Ten
         squares = per_row(w.square(), x.ndim)
         (pull,) = torch.autograd.grad(-squares.sum() / 2, x0)
     x0 = x0.detach()
-    step = weight * s**2 * vjp(pull) / (squares.detach() / p.size).clamp(min=1)
+    step = weight * s**2 * vjp(pull) / (residual * squares.detach() / p.size).clamp(min=1)
     return x0, shorten(p, x0, z.detach(), step)
 
 
