@@ -14,7 +14,7 @@ from invdiff.operators import Linear
 from invdiff.priors import covariance
 from invdiff.problem import Problem, RowNoise
 from invdiff.samplers import DDPM, DPMSolver2M
-from invdiff.solvers import DAPS, DDNM, DDRM, DPS, MCG, MMPS, DDNMPlus, DiffPIR, PiGDM, REDDiff, Tweedie, names
+from invdiff.solvers import DDNM, DDRM, DPS, MCG, MMPS, DDNMPlus, DiffPIR, PiGDM, REDDiff, Tweedie, names
 from invdiff.solvers.base import likelihood_step
 
 SIDE, SPREAD = 6, 0.2
