@@ -212,7 +212,9 @@ def written() -> dict[str, dict[str, list[str]]]:
 def test_the_page_has_todays_strategies_and_problems(written: dict[str, dict[str, list[str]]]) -> None:
     assert {"auto", *solvers.names()} <= set(written)
     assert set(EXACT) <= set(written["exact"])
-    assert f"{len(truth_digits.SEEDS) * truth_digits.DRAWS} draws" in PAGE.read_text(encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8")
+    assert [name for name in solvers.names() if f"- `{name}`: `{solvers.get(name)!r}`" not in text] == []
+    assert f"{len(truth_digits.SEEDS) * truth_digits.DRAWS} draws" in text
 
 
 @pytest.mark.parametrize("name", ["diffpir", "pigdm"])
