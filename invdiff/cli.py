@@ -337,10 +337,10 @@ def sample(
 
     check_writable(out)
     model = priors.load(prior).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    learned = header(prior).get("size")
-    side = int(learned or 64) if size is None else size
-    if learned not in (None, side):
-        typer.echo(f"note: {prior} learned from images of {learned}x{learned}; larger or smaller ones have the texture, seldom the whole", err=True)
+    learned = int(header(prior).get("size", 0))
+    side = (learned or 64) if size is None else size
+    if learned and not 1 / 2 < side / learned < 2:
+        typer.echo(f"note: {prior} learned from images of {learned}x{learned}; much larger or smaller ones have the texture, seldom the whole", err=True)
     with _bar() as bar:
         what = f"{n} images of {side}x{side}"
         shape = (n, getattr(model, "channels", None) or 3, side, side)

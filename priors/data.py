@@ -175,8 +175,8 @@ def split(images: dict[str, Tensor], recipe: Recipe) -> tuple[list[Tensor], list
         if len(images) < 2:
             raise ValueError("training data: one usable image; give two or more, since one is held out")
         count = min(recipe.holdout, len(images) // 2)
-        every = len(images) // count
-        held, how = list(images)[::every][:count], f"one in {every} of {every * count}, in the order of their names"
+        names = list(images)
+        held, how = [names[i * len(names) // count] for i in range(count)], f"evenly spread over all {len(names)}, in the order of their names"
         if count < recipe.holdout:
             print(f"note: few images: {count} of {len(images)} are held out, not trained on; --held DIR measures on others", file=sys.stderr)
         if recipe.holdout_names:

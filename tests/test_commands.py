@@ -91,7 +91,8 @@ def test_sample_draws_a_sheet(folder: Path, weights: str) -> None:
     invoke(*args, "--out", "b.png")
     with Image.open("b.png") as picture:
         assert picture.size == (2 * 32, 2 * 32)
-    assert "learned from images of 28x28" in invoke(*args, "--size", "24", "--out", "b.png").stderr
+    for side, told in (("24", False), ("56", True)):
+        assert ("learned from images of 28x28" in invoke(*args, "--size", side, "--out", "b.png").stderr) == told
     for wrong in (["--n", "0"], ["--steps", "0"], ["--out", "none/a.png"]):
         result = invoke(*args, *wrong)
         assert result.exit_code == 2 and result.stderr.startswith("error: ")

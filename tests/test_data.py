@@ -181,13 +181,15 @@ def test_names_that_no_file_has_hold_out_evenly(tmp_path: Path, capsys: pytest.C
     write_slices(tmp_path, [f"scan_{i:02}.png" for i in range(6)], 100)
     crops, held, how = load_data(Recipe.load("chest-ct"), tmp_path, None)
     assert (crops.images, len(held)) == (3, 3)
-    assert how == "one in 2 of 6, in the order of their names, since no name matches 'Lung_Dx-A0002'" and how in capsys.readouterr().err
+    assert how == "evenly spread over all 6, in the order of their names, since no name matches 'Lung_Dx-A0002'" and how in capsys.readouterr().err
 
 
 def test_files_are_held_out_evenly(tmp_path: Path) -> None:
     images = {f"{i:02}.png": torch.full((1, 4, 4), float(i)) for i in range(20)}
     train, held, how = split(images, replace(PHOTOS, holdout=4))
-    assert [int(im[0, 0, 0]) for im in held] == [0, 5, 10, 15] and len(train) == 16 and how == "one in 5 of 20, in the order of their names"
+    assert [int(im[0, 0, 0]) for im in held] == [0, 5, 10, 15] and len(train) == 16 and how == "evenly spread over all 20, in the order of their names"
+    _, held, _ = split(dict(list(images.items())[:19]), replace(PHOTOS, holdout=8))
+    assert [int(im[0, 0, 0]) for im in held] == [0, 2, 4, 7, 9, 11, 14, 16]
     with pytest.raises(ValueError, match="two or more"):
         split({"a": torch.zeros(1, 4, 4)}, PHOTOS)
 
