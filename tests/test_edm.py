@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import sys
 import types
@@ -12,7 +13,7 @@ import pytest
 import torch
 from checkpoints import randn, stirred
 from deepinv.models import ADMUNet, NCSNpp
-from torch import nn
+from torch import Tensor, nn
 
 from invdiff import priors
 
@@ -141,3 +142,26 @@ def test_files_that_are_no_network_of_edm(tmp_path: Path, monkeypatch: pytest.Mo
             priors.load(f"edm:{file}")
         assert file in str(failed.value) and "\n" not in str(failed.value)
     assert not Path("executed").exists()
+
+
+class Preconditioned(nn.Module):
+    """A denoiser that scales image and level itself, as EDM's do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image, self.level = nn.Conv2d(3, 3, 3, padding=1), nn.Linear(1, 3)
+
+    def forward(self, z: Tensor, sigma: Tensor) -> Tensor:
+        s = sigma.view(-1, 1, 1, 1)
+        return z + 0.1 * s * (self.image(z) + self.level(sigma.log()[:, None] / 4)[:, :, None, None])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_in_16_bits_see_the_image_in_32(dtype: torch.dtype) -> None:
+    """At little noise 16 bits are too few for the image: an estimate would be off by more than the noise."""
+    torch.manual_seed(0)
+    model, x, sigma = Preconditioned(), torch.rand(1, 3, 16, 16), 0.002
+    with torch.no_grad():
+        wanted = priors.KarrasPrior(model)(x, sigma)
+        found = priors.KarrasPrior(copy.deepcopy(model).to(dtype))(x, sigma)
+    assert found.dtype == torch.float32 and float((found - wanted).abs().max()) < 0.05 * sigma
