@@ -368,7 +368,6 @@ def tune(
     vary: Annotated[list[str] | None, typer.Option(metavar="NAME=LOW:HIGH", help="A setting to search, such as weight=0.1:10; may be repeated. [default: its weights and fractions]", show_default=False)] = None,
 ) -> None:  # fmt: skip
     """Search a strategy's settings on training images and write them as a preset, for --solver and solve."""
-    from invdiff.bench import suite as suites
     from invdiff.bench import tasks
     from invdiff.bench import tune as tuning
     from invdiff.bench.images import files
@@ -382,11 +381,10 @@ def tune(
     on = tuning.examples(task, images, suite)
     others = [] if held is None else tuning.examples(task, held, suite)
     named = {"images": images, **({} if held is None else {"held_images": held})}
-    found_suite = suites.read(suite, images)
-    law = prior or found_suite.tasks[task].prior or found_suite.prior
+    law = prior or tuning.prior_of(task, suite)
     notes = {"task": task, "suite": suite, "prior": law} | {kind: sorted(files(folder)) for kind, folder in named.items()}
     path = tuning.search(
-        on, solver, tasks.load_prior(law), out=out, ranges=_ranges(vary), trials=trials, metric=metric, samples=samples, seed=seed,
+        on, solver, tasks.load_prior(law), out=out, ranges=tuning.ranges(vary), trials=trials, metric=metric, samples=samples, seed=seed,
         held=others, notes=notes, report=tell,
     )  # fmt: skip
     found = read(path)["found"]
@@ -395,11 +393,3 @@ def tune(
         within = "" if ends is None else f", 95 % interval [{ends[0]:+.3g}, {ends[1]:+.3g}]"
         typer.echo(f"{metric} on {found[name]['images']} {name} images: {found[name]['difference']:+.3g}{within}")
     typer.echo(f"preset: {path}")
-
-
-def _ranges(given: list[str] | None) -> dict[str, tuple[float, float]] | None:
-    try:
-        parts = [text.split("=") for text in given or []]
-        return {name: (float(low), float(high)) for name, limits in parts for low, high in [limits.split(":")]} or None
-    except ValueError:
-        raise ValueError(f"--vary is NAME=LOW:HIGH, such as weight=0.1:10, got {given}") from None

@@ -173,3 +173,7 @@ def test_the_command_says_what_is_gained_and_solve_takes_its_preset(tmp_path: Pa
     for option, error in (("--vary=factor", "--vary is NAME=LOW:HIGH"), (f"--held={tmp_path / 'training'}", "is the folder that is searched on")):
         wrong = CliRunner().invoke(app, ["tune", "denoise", "--solver=shrink", *images, *options, option])
         assert wrong.exit_code == 2 and error in wrong.output
+
+
+def test_the_prior_is_that_of_the_task() -> None:
+    assert [tune.prior_of(*place) for place in (("deblur", "photos"), ("views-20", "phantom-ct"), ("single-4x", "kspace"))] == ["natural", "phantom", "brain-mri"]

@@ -65,6 +65,23 @@ def examples(task: str, images: Path, suite: str = "photos") -> list[Example]:
     return made
 
 
+def prior_of(task: str, suite: str) -> Any:
+    """The prior of a task of a suite, as a component."""
+    from invdiff.bench import suite as suites
+
+    found = suites.read(suite)
+    return found.tasks[task].prior or found.prior
+
+
+def ranges(given: list[str] | None) -> dict[str, tuple[float, float]] | None:
+    """Settings and their limits, from texts NAME=LOW:HIGH; None where none is given. ``ValueError`` for other texts."""
+    try:
+        parts = [text.split("=") for text in given or []]
+        return {name: (float(low), float(high)) for name, limits in parts for low, high in [limits.split(":")]} or None
+    except ValueError:
+        raise ValueError(f"--vary is NAME=LOW:HIGH, such as weight=0.1:10, got {given}") from None
+
+
 def space(strategy: Strategy) -> dict[str, tuple[float, float]]:
     """The settings that are searched by default: fractions called ``eta`` over [0, 1], other positive numbers over a tenth to
     ten times their value; ``sampler.eta`` is the ``eta`` of its ``sampler``. Numbers of steps are costs and stay as they are."""
