@@ -218,6 +218,12 @@ def test_a_folder_keeps_to_its_suite() -> None:
         run("other.yaml")
 
 
+def report_notes(folder: str) -> str:
+    said: list[str] = []
+    report.write(folder, say=said.append)
+    return "\n".join(said)
+
+
 def test_a_frozen_file_that_was_edited_is_another_suite() -> None:
     run(only={"method": ["measurement"]})
     path, name = Path("out/suite.yaml"), {"method": ["measurement"]}
@@ -226,11 +232,15 @@ def test_a_frozen_file_that_was_edited_is_another_suite() -> None:
     path.write_text(frozen.replace("{steps: 3,", "{steps: 4,").replace("steps: 3\n", "steps: 4\n"))
     assert path.read_text() != frozen and not suites.read(path).declared
     assert run("out/suite.yaml", only=name).skipped == 4  # what was run is as it was
+    path.write_text(frozen.replace("samples: 2", "samples: 3"))
+    assert "suite.yaml was edited since" in report_notes("out")
+    path.write_text("name: [tiny")
+    assert "suite out/suite.yaml: " in report_notes("out")
     path.write_text(frozen.replace("noise: 0.05", "noise: 0.06"))
     with pytest.raises(ValueError, match="measurement of a is not the one|another suite"):
         run("out/suite.yaml", only=name)
     path.write_text(f"{frozen}seed: 7\n".replace("\nseed: 0\n", "\n"))
-    with pytest.raises(ValueError, match="another suite"):
+    with pytest.raises(ValueError, match=r"another suite.* edited: \w+ / [ab] / measurement ran with measurement\(\), .* seed 0"):
         run("out/suite.yaml", only=name)
     run(only=name)
     assert suites.read(path).declared and len(scores("out")) == 4

@@ -117,6 +117,8 @@ WRONG = {
     "tasks.inpaint: nothing is known as $shap": ("$shape", "$shap"),
     "images.a: photographs: astronaut": ("name: astronaut", "name: astronaut2"),
     "methods.dps-3: DPS: steps must be at least 1": ("steps: 3", "steps: 0"),
+    "tasks.inpaint: Gaussian gives a Gaussian, not an operator": ("{Inpainting: {mask: {random_mask: {shape: $shape, keep: 0.5}}}}", "{Gaussian: {sigma: 0.1}}"),
+    "methods.dps-3: DPS: sampler must be a sampler such as": ("{DDIM: {eta: 0.5}}", "DDIMM"),
     "methods.dps-3: unknown name 'DPSS'; did you mean DPS?": ("DPS:", "DPSS:"),
     "methods.dps-3: unknown entry 'steps'; allowed: run, samples, tasks, chosen; settings of a strategy go into run": ("{run: {DPS:", "{steps: 3, run: {DPS:"),
     "methods.tv.tasks: 'x' is none of inpaint, superres": ("{run: {total", "{tasks: [x], run: {total"),

@@ -78,6 +78,12 @@ def test_defaults_mean_the_same_at_every_scale(name: str) -> None:
         assert float((scaled / factor - reference).abs().max()) < 1e-5
 
 
+def test_settings_are_of_their_kind() -> None:
+    for wrong in ({"weight": "x"}, {"residual": [1]}, {"weight": None}, {"weight": True}, {"sampler": "DDIM"}):
+        with pytest.raises(TypeError, match=r"DPS: (weight|residual|sampler) must be a"):
+            DPS(**wrong)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("noise", [0.03, 0.1, 0.5])
 def test_dps_default_is_near_the_posterior(noise: float) -> None:
     prior, A = smooth(), half_missing(noise * SPREAD)

@@ -76,9 +76,7 @@ def build(component: Component, room: Room, given: Mapping[str, Any] | None = No
     target, values = bound(component, room, given or {})
     try:
         return target(**values, **more)
-    except (TypeError, LookupError) as error:
-        raise ValueError(f"{name}: {error}") from error
-    except ValueError as error:
+    except (TypeError, LookupError, ValueError) as error:
         raise ValueError(str(error) if str(error).startswith(name) else f"{name}: {error}") from error
 
 

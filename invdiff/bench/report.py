@@ -113,9 +113,12 @@ def _told_the_truth(study: Study) -> list[str]:
 def _missing(protocol: Path, records: list[Record]) -> list[str]:
     """A note where runs of the suite have no record."""
     try:
-        wanted = set(suites.read(protocol).pairs())
-    except ValueError:  # lost, or edited since
-        return []
+        suite = suites.read(protocol)
+    except ValueError as error:
+        return [str(error)] if protocol.is_file() else []
+    wanted, named = set(suite.pairs()), {r["protocol"] for r in records}
+    if suite.protocol not in named:
+        return [f"suite.yaml was edited since: the runs are of protocol {', '.join(sorted(named))}, not of what it says now"]
     missing = len(wanted - {(r["spec"]["task"], r["spec"]["image"], r["spec"]["method"]) for r in records})
     return [f"this is a part: {missing} of the {len(wanted)} runs of the suite are missing"] if missing else []
 

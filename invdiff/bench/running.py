@@ -111,9 +111,14 @@ def _grown(old: Suite, given: Suite, out: Path) -> Suite:
     kept = {job.key for job in performing.jobs(old)} if old.frozen or old.declared else {r["key"] for r in there}  # edited: what was run
     rejudged = any(name in new.tasks and new.tasks[name].judge != task.judge for name, task in old.tasks.items())
     same = (new.name, new.metrics, new.threads) == (old.name, old.metrics, old.threads) and not rejudged
-    if not same or kept - {job.key for job in performing.jobs(new)}:
+    lost = kept - {job.key for job in performing.jobs(new)}
+    if not same or lost:
         changed = suites.differences(old, new)
         said = f" It differs in {'; '.join(changed[:5])}" * bool(changed) + f"; and {len(changed) - 5} more places" * (len(changed) > 5)
+        gone = [r["spec"] for r in there if r["key"] in lost]
+        if gone and not changed:  # its own file was edited
+            spec = gone[0]
+            said = f" Its suite.yaml was edited: {spec['task']} / {spec['image']} / {spec['method']} ran with {spec['settings']}, noise {spec['noise']}, samples {spec['samples']}, seed {spec['seed']}"
         raise ValueError(f"{out} holds the runs of another suite, or of another state of {given.name}; give another folder.{said}")
     protocol = new.protocol
     for record in there:  # they are runs of the new one too, whose protocol they name

@@ -270,8 +270,6 @@ def _check(suite: Suite) -> None:
             raise ValueError(f"{at}.samples is at least 0 (as many as the strategy likes), got {part.samples}")
     if not isinstance(suite.metrics, (list, dict, type(None))):
         raise TypeError(f"metrics: a list of names is needed, got {suite.metrics!r}")
-    if suite.images and not any(suite.pairs()):
-        raise ValueError("no method runs on any task: what tasks say of their methods and methods of their tasks excludes all")
     for seed in (suite.seed, *(task.seed for task in suite.tasks.values()), *(image.seed for image in suite.images.values())):
         check_seed(seed)
     links: list[tuple[str, list[str], Iterable[str]]] = [
@@ -286,6 +284,8 @@ def _check(suite: Suite) -> None:
                 raise ValueError(f"{at}: {name!r} is none of {', '.join(allowed)}")
             if names.count(name) > 1:
                 raise ValueError(f"{at}: {name!r} is given twice")
+    if suite.images and not any(suite.pairs()):
+        raise ValueError("no method runs on any task: what tasks say of their methods and methods of their tasks excludes all")
 
 
 def freeze(suite: Suite) -> Suite:
@@ -303,6 +303,7 @@ def freeze(suite: Suite) -> Suite:
     for name, image in suite.images.items():
         with _at(f"images.{name}"):
             truth = build(image.source, images.IMAGES)
+            tasks.check_image(truth)
             if image.sha256 and not tasks.same(truth, asdict(image)):
                 raise ValueError("this is not the image that the suite was frozen with")
             truths[name] = truth

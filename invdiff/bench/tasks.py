@@ -62,12 +62,21 @@ def operator(component: Component, noise: Component | float, shape: tuple[int, .
     more = {"noise": law} if "noise" in takes else {}
     A = build(component, OPERATORS, {"$shape": shape, "$side": shape[-2]}, **more)
     if not isinstance(A, Physics):
-        if not callable(A):
+        if isinstance(A, Noise) or not callable(A):
             raise TypeError(f"{split(component)[0]} gives a {type(A).__name__}, not an operator")
         A = from_callable(A, img_size=shape)
     if not more:
         A.noise_model = law
     return A, law
+
+
+def check_image(truth: Any) -> None:
+    """``ValueError`` for what is no image (1, C, H, W) or volume (1, C, D, H, W) of finite numbers."""
+    found = f"of shape {tuple(truth.shape)}" if isinstance(truth, Tensor) else f"a {type(truth).__name__}"
+    if not isinstance(truth, Tensor) or truth.ndim not in (4, 5) or len(truth) != 1:
+        raise ValueError(f"a source returns one image (1, C, H, W), got {found}")
+    if not bool(torch.isfinite(truth).all()):
+        raise ValueError("the image holds NaN or infinite values")
 
 
 def prior_label(prior: Component) -> str:

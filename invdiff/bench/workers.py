@@ -59,9 +59,9 @@ class Processes:
         """Start the processes, which takes them seconds; otherwise the first run does."""
         context = get_context("spawn")  # a fork would copy the locks of torch's threads
         reader, self._alive = context.Pipe(duplex=False)
+        self._reader = reader
         self._pool = ProcessPoolExecutor(self.workers, context, _begin, (reader, self.threads, self.gpus, context.Value("i", 0)))
         self._first: Future[Any] | None = self._pool.submit(os.getpid)
-        self._reader = reader
 
     @property
     def together(self) -> int:

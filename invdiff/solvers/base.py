@@ -8,13 +8,17 @@ the sampler and the reverse loop (:mod:`invdiff.samplers`) do the rest.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import ClassVar
+from numbers import Real
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from invdiff.problem import Problem, per_row
 from invdiff.samplers import DDIM, Estimate, Sampler, ladder, reverse
+
+# What settings may hold, by their annotation
+KINDS: dict[Any, tuple[type, ...]] = {"float": (Real,), "float | None": (Real, type(None)), "Sampler": (Sampler,)}
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,8 @@ class Strategy:
             raise ValueError(f"{name}: steps must be at least 1 and a whole number, got {self.steps!r}")
         for f in fields(self):
             value = getattr(self, f.name)
+            if f.type in KINDS and (not isinstance(value, KINDS[f.type]) or isinstance(value, bool)):
+                raise TypeError(f"{name}: {f.name} must be {'a number' if f.type != 'Sampler' else 'a sampler such as DDIM(eta=1.0)'}, got {value!r}")
             if isinstance(value, (int, float)) and not isinstance(value, bool) and not 0 <= value < float("inf"):
                 raise ValueError(f"{name}: {f.name} must be finite and not negative, got {value}")
 
