@@ -103,8 +103,8 @@ def page(rows: list[list[str]], sizes: tuple[int, ...], rounds: int) -> str:
     lines = [head, ["---"] * len(head), *rows]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return (
-        "# Speed\n\nEvaluations a second of one image, by its size in pixels; what `python benchmarks/speed.py` measured on "
-        f"{date.today()}: medians of {rounds} rounds in which all variants of a size took turns. "
+        f"# Speed\n\nEvaluations a second of one image, by its size in pixels; what `python benchmarks/speed.py --rounds {rounds}` measured on "
+        f"{date.today()}: medians of the rounds, in which all variants of a size took turns. "
         f"A prior of latents denoises those of the image, without its encoding and decoding.\n\n{table}\n\n"
         f"CPU: {processor()}, {torch.backends.cpu.get_cpu_capability()}, where the networks compute {bf16}. GPU: {', '.join(cards) or 'none'}. "
         f"{platform.system()}, Python {platform.python_version()}, torch {torch.__version__}, invdiff {__version__}.\n"

@@ -157,7 +157,7 @@ class DenoisingUNet(Denoiser):
 
         Only :meth:`raw` is compiled: the rest would be compiled anew for every noise level and size, until torch gives up
         and runs it as it is. The first sizes and the first gradient take about half a minute each, then it is done. On
-        a CPU it changes the time little, which is in the convolutions: docs/speed.md; on a GPU it was not measured.
+        a CPU some networks gain and ``natural`` does not (docs/speed.md); on a GPU it was not measured.
         """
         self._compiled = torch.compile(type(self).raw, *args, **{"dynamic": True, **kwargs})  # unbound: a copy has its own weights
 
