@@ -14,7 +14,7 @@ from torch import Tensor
 from invdiff import Result, operators, priors, solve, solvers
 from invdiff.operators import Linear, Spectral
 from invdiff.problem import EnsembleNoise, Problem
-from invdiff.solvers import AFDPS, DPS, FK, FPS, TDS, MCGDiff, Particles, PiGDM
+from invdiff.solvers import AFDPS, DPS, FK, FPS, MMPS, TDS, MCGDiff, Particles, PiGDM
 from invdiff.solvers.particles import condition, effective_size, misfit, systematic
 
 NAMES = [name for name in solvers.names() if solvers.get(name).particles]
@@ -127,6 +127,9 @@ CORRECTED = [
     AFDPS(tempering=4.0),
     FK(),
     FK(proposal=DPS()),
+    MCGDiff(proposal=MMPS()),
+    FPS(proposal=MMPS()),
+    AFDPS(proposal=PiGDM()),
 ]
 
 

@@ -185,16 +185,22 @@ def test_the_page_has_what_was_measured(tmp_path: Path) -> None:
     found = run(part("four", *methods, measurements=2), tmp_path / "out")
     truth_page.main([str(tmp_path / "out"), str(tmp_path / "page.md")])
     text = (tmp_path / "page.md").read_text(encoding="utf-8")
-    assert (tmp_path / "page.png").is_file() and "](page.png)" in text and "invdiff bench run truth" in text
+    assert (
+        all((tmp_path / name).is_file() and f"]({name})" in text for name in ("page.png", "page-cost.png"))
+        and "invdiff bench run truth" in text
+    )
     shown = cells(text)
-    assert list(shown) == ["exact", "exact-64", "diffpir", "afdps"]
+    assert list(shown) == ["exact", "exact-64", "diffpir", "afdps", "fk-64", "fk-256"]
+    weights, distance, thousands = shown["fk-256"]["four"][0].split(" / ")
+    grown = [found["fk-256", image]["metrics"]["weights_error"] or 0 for image in ("four-1", "four-2")]
+    assert float(weights.split(" ±")[0]) == pytest.approx(fmean(grown), abs=6e-4) and thousands == "26"
     ess, ancestors = (float(cell.split(" ±")[0]) for cell in shown["afdps"]["four"][3].split(" / "))
     assert 1 <= ess <= 64 and 1 <= ancestors <= 64
     bias, weights, distance, coverage = shown["diffpir"]["four"]
     values = [found["diffpir", image]["metrics"] for image in ("four-1", "four-2")]
     for cell, name in ((bias, "bias"), (weights, "weights_error"), (distance, "sliced_w2_ratio")):
         assert float(cell.split(" ±")[0]) == pytest.approx(fmean(v[name] or 0 for v in values), abs=0.006)
-    assert " / " in coverage and shown["diffpir"]["evaluations"] == ["20"] and shown["afdps"]["samples"] == ["64"]
+    assert " / " in coverage and shown["diffpir"]["evaluations"] == ["50"] and shown["afdps"]["samples"] == ["64"]
 
 
 def test_what_was_refused_is_on_the_page(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean, geometric_mean, stdev
 from typing import Any
 
 from invdiff.bench import suite as suites
@@ -52,12 +52,12 @@ class Run:
 
     @cached_property
     def growing(self) -> dict[str, dict[int, str]]:
-        """Methods that are run in one task with several numbers of samples: their names by that number, by what comes before it."""
+        """Methods that are run with several numbers of samples: their names by that number, by what comes before it."""
         found: dict[str, dict[int, str]] = defaultdict(dict)
         for name, method in self.suite.methods.items():
-            if (match := re.fullmatch(r"(.+)-(\d+)", name)) and len(method.tasks) == 1:
-                found[match[1]][int(match[2])] = name
-        return dict(found)
+            if (match := re.fullmatch(r"(.+)-(\d+)", name)) and method.samples == int(match[2]):
+                found[match[1]][method.samples] = name
+        return {label: names for label, names in found.items() if len(names) > 1}
 
     @cached_property
     def methods(self) -> list[str]:
@@ -70,12 +70,13 @@ class Run:
         return [task for task in self.suite.tasks if any(self.values(method, task, name) for method in self.methods)]
 
 
-def number(values: list[float]) -> str:
-    """Mean ± standard error, with as many digits as the error bears out."""
+def number(values: list[float], digits: int | None = None) -> str:
+    """Mean ± standard error, with ``digits`` after the point; ``None`` takes those that the size of the mean bears out."""
     if not values:
         return "-"
     mean = fmean(values)
-    digits = 2 if abs(mean) < 10 else 1 if abs(mean) < 100 else 0
+    if digits is None:
+        digits = 2 if abs(mean) < 10 else 1 if abs(mean) < 100 else 0
     return f"{mean:.{digits}f}" + (f" ± {stdev(values) / len(values) ** 0.5:.{digits}f}" if len(values) > 1 else "")
 
 
@@ -126,30 +127,76 @@ def unsolved(run: Run) -> Iterator[str]:
         yield f"- `{method}` {status} {places}: {error}"
 
 
+def growth(run: Run) -> tuple[list[str], list[str]]:
+    """The methods of several numbers of samples, and the tasks in which they have been run."""
+    names = [name for found in run.growing.values() for _, name in sorted(found.items())]
+    return names, [task for task in run.suite.tasks if any(run.values(name, task, "weights_error") for name in names)]
+
+
+def growing_table(run: Run) -> str:
+    """Error of the weights, distance, and passes of all particles together in thousands."""
+
+    def cell(name: str, task: str) -> str:
+        passes = [a + b for a, b in zip(run.values(name, task, "nfe"), run.values(name, task, "backward"))]
+        if not passes:
+            return "-"
+        total = fmean(passes) * (run.suite.methods[name].samples or 1) / 1000
+        return f"{number(run.values(name, task, 'weights_error'), 3)} / {number(run.values(name, task, 'sliced_w2_ratio'))} / {total:,.0f}"
+
+    return table(*growth(run), cell)
+
+
 def plot(run: Run, path: Path) -> None:
-    """Error of the modes' weights against the number of particles, and the line of independent exact samples."""
+    """Error of the modes' weights against the number of particles, and the line of independent exact samples, a panel a task."""
     from matplotlib.figure import Figure
 
-    (task,) = {run.suite.methods[name].tasks[0] for names in run.growing.values() for name in names.values()}
+    _, tasks = growth(run)
     counts = sorted({n for names in run.growing.values() for n in names})
-    if not any(run.values(name, task, "weights_error") for names in run.growing.values() for name in names.values()):
-        return  # of a part of the suite
-    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
-    axis = figure.subplots()
-    axis.loglog()
-    for label, names in run.growing.items():
-        errors = {n: run.values(name, task, "weights_error") for n, name in sorted(names.items())}
-        ends = {n: fmean(v) for n, v in errors.items() if v}
-        axis.plot(list(ends), list(ends.values()), "o-", label=label, markersize=4)
-    exact = run.values("exact", task, "weights_error")
-    if exact:
-        size = fmean(exact) * run.by_place["exact", task][0]["spec"]["samples"] ** 0.5
-        axis.plot(counts, [size / n**0.5 for n in counts], "k--", label="exact samples, 1 / sqrt(N)")
-    axis.set(xlabel="particles", ylabel="largest error of the weight of a mode", title=run.suite.tasks[task].title)
-    axis.set_xticks(counts, [str(n) for n in counts])
-    axis.minorticks_off()
-    axis.grid(alpha=0.3)
+    figure = Figure(figsize=(4.4 * len(tasks), 4.4), layout="constrained")
+    for axis, task in zip(figure.subplots(1, len(tasks), squeeze=False, sharey=True)[0], tasks):
+        axis.loglog()
+        for label, names in run.growing.items():
+            errors = {n: run.values(name, task, "weights_error") for n, name in sorted(names.items())}
+            ends = {n: fmean(v) for n, v in errors.items() if v}
+            axis.plot(list(ends), list(ends.values()), "o-", label=label, markersize=4)
+        if exact := run.values("exact", task, "weights_error"):
+            size = fmean(exact) * run.by_place["exact", task][0]["spec"]["samples"] ** 0.5
+            axis.plot(counts, [size / n**0.5 for n in counts], "k--", label="exact samples, 1 / sqrt(N)")
+        axis.set(xlabel="particles", title=task)
+        axis.set_xticks(counts, [str(n) for n in counts], rotation=60)
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
+    figure.axes[0].set_ylabel("largest error of the weight of a mode")
+    write_atomically(path, partial(figure.savefig, format="png", dpi=100))
+
+
+def plot_cost(run: Run, path: Path) -> None:
+    """Distance from the posterior against the passes of a sample, each method's mean (geometric) over Gaussian problems and over others."""
+    from matplotlib.figure import Figure
+
+    gaussian = set(run.tasks("spread_measured"))
+    figure = Figure(figsize=(12, 5.4), layout="constrained")
+    for axis, kind, title in zip(figure.subplots(1, 2), (True, False), ("Gaussian priors", "modes, nonlinear")):
+        axis.loglog()
+        tasks = [t for t in run.tasks("sliced_w2_ratio") if (t in gaussian) == kind]
+        for name in run.methods:
+            distances = [fmean(v) for t in tasks if (v := run.values(name, t, "sliced_w2_ratio"))]
+            passes = [
+                fmean(run.values(name, t, "nfe")) + fmean(run.values(name, t, "backward"))
+                for t in tasks
+                if run.values(name, t, "nfe")
+            ]
+            if not distances or not passes or fmean(passes) == 0:
+                continue
+            x, y = fmean(passes), geometric_mean(distances)
+            foreign = name.startswith(("deepinv", "azula"))
+            axis.plot(x, y, "s" if foreign else "o", color="tab:gray" if foreign else "tab:blue", markersize=4)
+            axis.annotate(name, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=7)
+        axis.axhline(1, color="black", linestyle="--", linewidth=1)
+        axis.set(xlabel="passes a sample, forward and backward", title=title)
+        axis.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("distance from the posterior, over that of exact samples")
     write_atomically(path, partial(figure.savefig, format="png", dpi=100))
 
 
@@ -177,8 +224,9 @@ Measurements have random numbers of their own, as draws do (but of *digits*), so
 *dense*: the prior's covariance has a spectrum over two decades, and the measured numbers are random sums, in *many* too; *blur*, *half*:
 pixels correlate as exp(-distance / 3); noise 0.0015, 0.015 and 0.15 are about 0.01, 0.1 and 1 of the prior's spread. *many*: the problem of MCGDiff's paper, 25 modes
 8 apart and 1 wide, at a fiftieth of its scale, so that the noise is as large as a mode is wide. *ring*: held to a fine grid. *digits* is the
-exception: its prior is the network `mnist`, and its posterior is known as well as 2304 draws of it tell, weighted by p(y | x): to a bias of about
-0.1 (`invdiff/bench/truth_digits.py`). So little is measured there that the prior itself has a bias of 0.3: look at the spread.
+exception: its prior is the network `mnist`, and its posterior is known as well as 9216 draws of it tell, weighted by p(y | x): to a bias of about
+0.03 (`invdiff/bench/truth_digits.py`). So little is measured there that the prior itself has a bias of 0.3: look at the spread. Runs of it share
+their random numbers. DiffPIR's default weight, steps and share of noise were picked on *dense-0.1*, *blur-0.1*, *half-0.1*, *half-16*, *four* and *many-8-1*.
 """
 
 PARTS: dict[tuple[str, ...], str] = {
@@ -222,6 +270,11 @@ that ignore the measurement may have them, too.
 
 COST = """## Cost
 
+![Distance from the posterior against passes]({picture})
+
+Geometric mean of the distances over the problems that a method was run in, so that libraries (gray), which were run in some, are to be compared with
+care; particle methods have fewer samples, and so a smaller distance to reach.
+
 Evaluations of the denoiser and backward passes a sample, seconds for all samples of a measurement, from the fastest problem to the slowest, on one CPU thread, where the
 exact denoiser takes next to no time. Of a network, count the first two.
 """
@@ -230,7 +283,13 @@ GROWING = """## How many particles
 
 ![Error of the weights against the number of particles]({picture})
 
-The mean over the measurements of {task}. Exact samples halve their error with four times as many; particle methods that are right in the limit follow the same slope.
+Means over measurements. Exact samples halve their error with four times as many; particle methods that are right in the limit follow the same
+slope. `azula-tds` takes 256 steps here.
+
+Error of the weights / distance from the posterior, over that of as many exact samples / passes in thousands, of all particles together, forward
+and backward:
+
+{table}
 """
 
 
@@ -239,12 +298,17 @@ def page(run: Run, picture: str) -> str:
     parts = [PREFACE.format(problems=problems)]
     for names, text in PARTS.items():
         parts += [text, *(f"{part}\n" for part in scores(run, *names))]
-    if run.growing:
-        parts.append(GROWING.format(picture=picture, task=next(run.suite.methods[n].tasks[0] for names in run.growing.values() for n in names.values())))
-    parts.append(COST + "\n" + cost(run) + "\n")
+    if growth(run)[1]:
+        parts.append(GROWING.format(picture=picture, table=growing_table(run)))
+    parts.append(COST.format(picture=cost_picture(picture)) + "\n" + cost(run) + "\n")
     if lines := list(unsolved(run)):
         parts.append("## Refused and failed\n\nA strategy refuses what its method does not cover, before any work is done.\n\n" + "\n".join(lines) + "\n")
     return "\n".join([*parts, protocol(run)])
+
+
+def cost_picture(picture: str) -> str:
+    """The name of the second picture, beside that of the first."""
+    return picture.replace(".png", "-cost.png")
 
 
 def protocol(run: Run) -> str:
@@ -272,8 +336,9 @@ def main(argv: list[str] | None = None) -> Any:
     parser.add_argument("page", type=Path, metavar="PAGE", help="the Markdown file; a PNG of its name lies beside it")
     args = parser.parse_args(argv)
     run, picture = Run.read(args.folder), args.page.with_suffix(".png")
-    if run.growing:
+    if growth(run)[1]:
         plot(run, picture)
+    plot_cost(run, picture.with_name(cost_picture(picture.name)))
     write_text(args.page, page(run, picture.name))
 
 

@@ -37,10 +37,12 @@ class AFDPS(Particles):
         "journal={arXiv preprint arXiv:2506.03979}, year={2025}}"
     )
 
+    steps: int = 50
     tempering: float | None = None
 
     def check(self, p: Problem) -> None:
         self._need_linear_gaussian(p, "FK")
+        super().check(p)
 
     def start(self, p: Problem, s: float) -> Tensor:
         y, state, noise = self._twist(p, s)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, NamedTuple, get_args
 
 from deepinv.physics import DecomposablePhysics, Denoising, Downsampling, LinearPhysics, Physics
@@ -21,6 +21,9 @@ from invdiff.solvers.mmps import MMPS
 DEFAULT_SAMPLES = 4
 Budget = Literal["fast", "balanced", "exact"]
 SAMPLES: dict[Budget, int] = {"fast": 2, "balanced": DEFAULT_SAMPLES, "exact": 8}
+
+
+_QUICK = DiffPIR(steps=20, sampler=Renoise(eta=1.0), weight=0.25)
 
 
 @dataclass(frozen=True)
@@ -84,19 +87,19 @@ RULES = (
     Rule(
         "an operator that keeps some numbers and drops the others",
         lambda A, noise, asked: _selects(A),
-        DiffPIR(), DPS(steps=30, sampler=Renoise(eta=1.0), weight=1.4, residual=1.0), MMPS(),
+        _QUICK, DPS(steps=30, sampler=Renoise(eta=1.0), weight=1.4, residual=1.0), MMPS(),
         "gradients carry what is known to what is not; proximal steps cost a fifth",
     ),
     Rule(
         "downsampling",
         lambda A, noise, asked: isinstance(A, (Downsampling, operators.Downsampling)),
-        DiffPIR(weight=0.05), DiffPIR(weight=0.05), MMPS(),
+        replace(_QUICK, weight=0.05), replace(_QUICK, weight=0.05), MMPS(),
         "what is coarse is kept almost unchanged: proximal steps that trust the measurement",
     ),
     Rule(
         "another linear operator, Gaussian noise",
         lambda A, noise, asked: True,
-        DiffPIR(), DiffPIR(), MMPS(),
+        _QUICK, _QUICK, MMPS(),
         "proximal steps need no gradient through the prior",
     ),
 )  # fmt: skip

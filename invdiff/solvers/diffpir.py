@@ -21,7 +21,9 @@ class DiffPIR(Guided):
     task, for the error of a good denoiser is far smaller than the noise. With ``calibrated`` it is read off the residual,
     ``c = (|y - A x0|^2 / m - sigma_y^2) / a^2`` with ``a^2`` the mean square gain of ``A`` over ``m`` measured numbers, and
     one weight serves all tasks, sizes and noise levels. The share of fresh noise, the paper's zeta, is ``eta^2`` of the
-    sampler. Gradient-free: one evaluation and one proximal step a step. Linear operators with Gaussian noise.
+    sampler. The defaults are those whose samples are near to the posterior; for one good image at less cost take ``steps=20``,
+    ``sampler=Renoise(eta=1.0)`` and ``weight=0.25``, as ``solver="auto"`` does. Gradient-free: one evaluation and one proximal
+    step a step. Linear operators with Gaussian noise.
 
     Zhu et al. 2023, "Denoising Diffusion Models for Plug-and-Play Image Restoration", algorithm 1.
     """
@@ -32,9 +34,9 @@ class DiffPIR(Guided):
         "Van Gool, Luc}, booktitle={CVPR Workshops}, year={2023}}"
     )
 
-    steps: int = 20
-    sampler: Sampler = Renoise(eta=1.0)  # noqa: RUF009
-    weight: float = 0.25
+    steps: int = 50
+    sampler: Sampler = Renoise(eta=0.85)  # noqa: RUF009
+    weight: float = 0.5
     calibrated: bool = True
 
     def __post_init__(self) -> None:

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from invdiff.problem import Problem
-from invdiff.solvers.base import Guided
-from invdiff.solvers.particles import Particles, Rows, ensemble, shifted
+from invdiff.solvers.particles import Particles, Rows, ensemble
 
 POTENTIALS, SELECT = ("difference", "max", "sum"), ("all", "children")
 
@@ -34,8 +33,6 @@ class FK(Particles):
         independent of one another; exact only in the limit of many steps and a reward that is the true log p(y | x).
         This is SVDD (Li et al. 2024, "Derivative-Free Guidance in Continuous and Discrete Diffusion Models with Soft
         Value-Based Decoding").
-    ``proposal``
-        a guided strategy that moves the particles, corrected for in the weights (one more evaluation).
 
     Singhal et al. 2025, "A General Framework for Inference-time Scaling and Steering of Diffusion Models", algorithm 1.
     """
@@ -51,7 +48,6 @@ class FK(Particles):
     every: int = 1
     select: str = "all"
     children: int = 8
-    proposal: Guided | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,10 +57,6 @@ class FK(Particles):
         for name in ("every", "children"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise ValueError(f"FK: {name} must be at least 1 and a whole number, got {getattr(self, name)!r}")
-
-    def check(self, p: Problem) -> None:
-        if self.proposal is not None:
-            self.proposal.check(p)
 
     def sample(self, p: Problem) -> Tensor:
         if self.select == "all":
@@ -82,10 +74,7 @@ class FK(Particles):
         x0 = p.denoise(x, s)
         v = p.prior.std**2
         reward = self._reward(p, x0, s**2 * v / (s**2 + v))
-        known = {"x0": x0, "reward": reward, "value": self.strength * reward}
-        if self.proposal is not None:
-            known["pull"] = self.proposal.estimate(p, x, s).x0 - x0
-        return known
+        return {"x0": x0, "reward": reward, "value": self.strength * reward}
 
     def remember(self, known: Rows, before: Rows, step: int) -> Rows:
         known = super().remember(known, before, step)
@@ -104,8 +93,7 @@ class FK(Particles):
     ) -> tuple[Tensor, Tensor]:
         if t == 0:
             return mean, self.strength * self._reward(p, mean, 0.0)
-        shift = (1 - (t / s) ** 2) * known["pull"] if "pull" in known else torch.zeros_like(mean)
-        return shifted(p, mean, shift, tau)
+        return mean + tau * p.randn(), torch.zeros_like(known["value"])
 
     def resample(self, p: Problem, log_weights: Tensor) -> tuple[Tensor, Tensor] | None:
         if self.select == "all":

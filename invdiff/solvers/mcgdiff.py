@@ -23,11 +23,18 @@ from invdiff.solvers.spectral import measured_directions
 class Pinned(Particles):
     """What both share: the prior's step times what is seen of the state at its end, drawn exactly along each direction."""
 
+    steps: int = 50
+
     def check(self, p: Problem) -> None:
         if not p.spectral:
             self._refuse("an operator with a singular value decomposition", "use TDS or AFDPS for this one")
         if not p.gaussian:
             self._refuse(f"Gaussian noise, not {p.noise}", "use FK, or give noise=<standard deviation>")
+        super().check(p)
+
+    def push(self, p: Problem, pull: Tensor) -> Tensor:
+        """Along the directions that are not measured: the step along the others is drawn exactly."""
+        return pull - p.A.V(torch.where(measured_directions(p)[0] > 0, p.A.V_adjoint(pull), 0.0))
 
     def start(self, p: Problem, s: float) -> Tensor:
         mean, spread = wide(p, s)
@@ -56,6 +63,9 @@ class Pinned(Particles):
         a, b, c_y = measured_directions(p)
         live, crossing = (a > 0) & (b < s), (b > t) & (b < s) & (0 < t)
         target, variance = self._seen(p, t)
+        if t == 0:  # c_y is on the way from x0 to the state, which says something of its noise
+            left = 1 - torch.where(live, b / s, 0.0) ** 2
+            target, variance = (target - (1 - left) * p.A.V_adjoint(x)) / left, variance / left
         variance = torch.where(live, variance, 1.0) + tau**2
         gain = tau**2 / variance
         c = p.A.V_adjoint(mean)

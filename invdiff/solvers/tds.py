@@ -9,22 +9,25 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from invdiff.problem import Problem, prox
-from invdiff.solvers.base import Guided, shorten
-from invdiff.solvers.particles import FEW, Particles, Rows, condition, misfit, remaining, shifted
+from invdiff.problem import Problem
+from invdiff.solvers.mmps import inner, moment_solve
+from invdiff.solvers.particles import FEW, Particles, Rows, condition, misfit, remaining
+
+PRODUCTS = 20  # with the prior's Jacobian, at most, a level
 
 
 @dataclass(frozen=True)
 class TDS(Particles):
-    """Twist ``g_s(x) = N(y; A x0, sigma_y^2 + A C A^T)``, ``x0 = D(x, s)`` and ``C`` the covariance of x0 given x.
+    """Twist ``g_s(x) = N(y; A x0, sigma_y^2 + A C A^T)``, ``x0 = D(x, s)`` and ``C = s^2 J`` the covariance of x0 given x.
 
-    Up to 8 measured numbers ``C = s^2 J`` with the prior's Jacobian ``J`` (one backward pass a number), exact for a
-    Gaussian prior; above, ``C = s^2 v / (s^2 + v)`` with the prior's variance ``v`` (one backward pass). The proposal
-    is the prior's step with its mean moved by ``(1 - t^2 / s^2) s^2 grad log g_s``, in which ``C`` is held fixed; or by
-    what any guided strategy given as ``proposal`` makes of ``x0`` (one more evaluation). Above 8 numbers the move is
-    cut where it would overshoot, as in PiGDM. The last step draws x0 given ``y``. Linear operators with Gaussian noise.
-    Weights that are right for any prior do not make few particles enough: their spread grows with the number of
-    measured numbers (``result.ess``).
+    ``J`` is the prior's Jacobian: exact for a Gaussian prior. The proposal is the prior's step with its mean moved by ``(1 - t^2
+    / s^2) s^2 grad log g_s``, in which ``C`` is held fixed; or by what a ``proposal`` asks for. The last step draws x0 given ``y``.
+
+    Up to 8 measured numbers ``A C A^T`` is written out, a backward pass a number. Above, its system is solved by products as
+    in :class:`~invdiff.solvers.mmps.MMPS`, to ``tolerance``, a handful of backward passes a level, and its determinant is taken
+    for that of all particles; and the proposal is as much narrower than the prior's step as ``g_t`` makes it under a white Gaussian
+    prior: both keep the weights of many measured numbers together. Still the spread of the weights grows with how many
+    they are, and shrinks with ``steps`` (``result.ess``). Linear operators with Gaussian noise.
 
     Wu et al. 2023, "Practical and Asymptotically Exact Conditional Sampling in Diffusion Models", algorithm 1; the
     covariance is that of Rozet et al. 2024, "Learning Diffusion Priors from Observations by Expectation Maximization",
@@ -38,15 +41,14 @@ class TDS(Particles):
     )
     gradient: ClassVar[bool] = True
 
-    proposal: Guided | None = None
+    tolerance: float = 0.02
 
     def check(self, p: Problem) -> None:
         if not p.linear:
             self._refuse("a linear operator", "use FK for this one, with proposal=DPS() if it can be differentiated")
         if not p.gaussian:
             self._refuse(f"Gaussian noise, not {p.noise}", "use FK, or give noise=<standard deviation>")
-        if self.proposal is not None:
-            self.proposal.check(p)
+        super().check(p)
 
     def start(self, p: Problem, s: float) -> Tensor:
         _ = p.measured  # found once, before the rows are taken in slices
@@ -55,10 +57,8 @@ class TDS(Particles):
     def look(self, p: Problem, x: Tensor, s: float) -> Rows:
         numbers = p.measured[0].flatten().nonzero().flatten().tolist()
         few = len(numbers) <= FEW
-        x0, vjp = p.linearize(x, s, products=len(numbers) if few else 1)
+        x0, vjp = p.linearize(x, s, products=len(numbers) if few else None)
         value, pull = self._few(p, x0, vjp, s, numbers) if few else self._many(p, x0, vjp, s)
-        if self.proposal is not None:
-            pull = self.proposal.estimate(p, x, s).x0 - x0
         return {"x0": x0, "value": value, "pull": pull}
 
     @staticmethod
@@ -76,16 +76,20 @@ class TDS(Particles):
         pull = sum(c.view(-1, *[1] * (x0.ndim - 1)) * row for c, row in zip(solved.T, rows))
         return value, s**2 * torch.as_tensor(pull)
 
-    @staticmethod
-    def _many(p: Problem, x0: Tensor, vjp: Callable[[Tensor], Tensor], s: float) -> tuple[Tensor, Tensor]:
-        """The same with ``S = sigma_y^2 + r^2 A A^T``, whose determinant is that of all particles."""
-        r2 = remaining(p, s)
-        step = (prox(p, x0, r2 / p.sigma_y**2) - x0) / r2
-        return -misfit(p, p.y, x0, r2, p.sigma_y) / 2, shorten(p, x0, p.A.A(x0), s**2 * vjp(step))
+    def _many(self, p: Problem, x0: Tensor, vjp: Callable[[Tensor], Tensor], s: float) -> tuple[Tensor, Tensor]:
+        """The same but for the determinant, with no matrix."""
+        r = p.y - p.A.A(x0)
+        u, pull = moment_solve(p, vjp, s, r, PRODUCTS, self.tolerance)
+        return -inner(r, u) / 2, pull
 
     def move(
         self, p: Problem, x: Tensor, known: Rows, mean: Tensor, tau: float, s: float, t: float
     ) -> tuple[Tensor, Tensor]:
         if t == 0:
             return condition(p, p.y, mean, tau, 0.0, p.sigma_y)
-        return shifted(p, mean, (1 - (t / s) ** 2) * known["pull"], tau)
+        if int(p.size[0]) <= FEW:
+            return mean + tau * p.randn(), torch.zeros_like(known["value"])
+        share = p.prior.std**2 / (p.prior.std**2 + t**2)  # J of a white prior, with which g_t is a law of the state
+        y, state, noise = p.A.A(mean), remaining(p, t) / share**2, p.sigma_y / share
+        moved, _ = condition(p, y, mean, tau, state, noise)
+        return moved, misfit(p, y, moved, state, noise) / 2
