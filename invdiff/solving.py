@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,7 +22,7 @@ from invdiff.problem import EnsembleNoise, Problem, RowNoise, out_of_memory
 from invdiff.result import Result, weighted_mean
 from invdiff.seeds import check_seed
 from invdiff.solvers import Strategy, choose, get
-from invdiff.solvers.auto import DEFAULT_SAMPLES, Budget
+from invdiff.solvers.auto import DEFAULT_SAMPLES, Budget, say_once
 from invdiff.solvers.particles import effective_size
 
 Progress = Callable[[int, int], None]
@@ -94,7 +93,8 @@ def solve(
         give the strategy a ``sigma_max`` that leaves of them what is known. Of posterior samples, such as those of a measurement
         that differs little, nothing is lost, and the levels above are saved. Not for particles, DDRM and DDNM+.
     ``progress``
-        True shows a bar, and what ``solver="auto"`` took; a callable gets ``(steps done, steps in all)``.
+        True shows a bar; a callable gets ``(steps done, steps in all)``. Without one ``solver="auto"`` says on stderr what it takes and why, each
+        choice once.
 
     Returns a :class:`~invdiff.result.Result`. Raises ``ValueError`` or ``TypeError`` for input that cannot work, before
     any network evaluation; ``FloatingPointError`` if the run diverges. Never returns anything but finite images.
@@ -122,8 +122,8 @@ def solve(
         _check_decoder(decode, shape, image, y)
     if solver == "auto":
         strategy, count, reason = choose(seen, law, samples, budget)
-        if progress is True:
-            print(f"auto takes {strategy}: {reason}", file=sys.stderr)
+        if not callable(progress):
+            say_once(f"auto takes {strategy}: {reason}")
     elif budget != "balanced":
         raise ValueError(f"budget={budget!r} is for solver='auto', got {solver!r}, which has settings of its own (steps=, samples=)")
     else:

@@ -141,7 +141,7 @@ def test_without_pyarrow_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_plots_are_there(folder: Path) -> None:
-    assert sorted(p.name for p in (folder / "plots").iterdir()) == ["deblur.png", "inpaint.png", "superres.png"]
+    assert sorted(p.name for p in (folder / "plots").iterdir()) == [f"{task}{kind}.png" for task in ("deblur", "inpaint", "superres") for kind in ("-pictures", "")]
     with Image.open(folder / "plots" / "deblur.png") as picture:
         assert np.asarray(picture.convert("L")).std() > 5  # something is drawn
 

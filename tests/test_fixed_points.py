@@ -132,7 +132,7 @@ def error(m: Matrices, strategy: Strategy, image: Image, steps: int, samples: in
     return float((found - image(m, strategy, found)).abs().max())
 
 
-AFFINE = {  # strategy, its image, sigma_y / s
+AFFINE: dict[str, tuple[Strategy, Image, float]] = {  # strategy, its image, sigma_y / s
     "dps": (DPS(sampler=Renoise()), dps, 1.0),  # where sigma_y >= s |A| no step is cut
     "dps, half the weight": (DPS(weight=0.5, sampler=Renoise(eta=0.85)), dps, 1.0),
     "mcg": (MCG(sampler=Renoise()), mcg, 1.0),
@@ -154,7 +154,7 @@ def test_the_mean_of_a_pair_goes_to_the_fixed_point(case: str, kind: str) -> Non
     assert error(Matrices(kind, ratio * LEVEL), strategy, image, steps=200, samples=2) < TOLERANCE
 
 
-OTHERS = {
+OTHERS: dict[str, tuple[Strategy, Image, float]] = {
     "dps, step cut": (DPS(sampler=Renoise(eta=0.85)), dps, 0.1),
     "dps, by the residual": (DPS(weight=0.4, residual=1.0, sampler=Renoise(eta=0.85)), dps, 0.1),
     "diffpir, calibrated": (DiffPIR(sampler=Renoise(eta=0.85)), diffpir, 0.1),

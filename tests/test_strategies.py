@@ -54,6 +54,18 @@ def deviations(samples: Tensor, prior: priors.Gaussian, y: Tensor, A: Linear) ->
     return float(bias), float(samples.std(0)[0].square().mean().sqrt() / std.square().mean().sqrt())
 
 
+@pytest.mark.parametrize("strategy", [PiGDM(), DPS()], ids=["pigdm", "dps"])
+def test_the_gaussian_start_saves_the_levels_above_it(strategy: PiGDM | DPS) -> None:
+    """From the centre of the posterior under the prior's mean and spread at 4 spreads, 50 levels do what 80 do from noise at 60."""
+    prior, A = smooth(), half_missing(0.05)
+    y = measured(prior, A)
+    near, far = (
+        deviations(solve(y, A, prior, dataclasses.replace(strategy, steps=n, sigma_max=k * SPREAD), samples=64).samples, prior, y, A)
+        for n, k in ((50, 4), (80, 60))
+    )
+    assert near[0] < far[0] + 0.02 and abs(near[1] - 1) < abs(far[1] - 1) + 0.02, (near, far)
+
+
 @pytest.mark.parametrize("noise", [0.01, 0.05, 0.2])
 @pytest.mark.parametrize(("sampler", "steps"), [(DDPM(), 200), (DPMSolver2M(), 60)])
 def test_pigdm_is_exact_for_a_white_gaussian_prior(noise: float, sampler: DDPM, steps: int) -> None:
@@ -204,6 +216,15 @@ def test_the_default_beats_total_variation_with_the_prior_that_ships(task: demo.
     x = solve(y, A, priors.load("natural")).x
     ours, theirs = float(psnr(x, truth)), float(best_tv(y, A, truth, [task.noise * 2.0**k for k in range(-5, 1)]).psnr)
     assert ours > theirs + (1.0 if task.name == "inpaint" else 0.2), f"{ours:.2f} dB, total variation {theirs:.2f} dB"
+
+
+def test_auto_says_once_what_it_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    prior, A = smooth(), half_missing(0.05)
+    solvers.auto.say_once.cache_clear()
+    for _ in range(2):
+        result = solve(measured(prior, A), A, prior, steps=2, samples=1)
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and result.reason in said[0] and "DPS" in said[0]
 
 
 def test_auto_goes_by_what_the_operator_offers() -> None:

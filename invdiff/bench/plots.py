@@ -1,4 +1,5 @@
-"""One picture a task: the mean of each strategy, how sure its difference from the best is, and quality against cost."""
+"""Two pictures a task: the mean of each strategy, how sure its difference from the best is, and quality against cost; and what each
+made of the first image."""
 
 from __future__ import annotations
 
@@ -32,6 +33,42 @@ def write(study: Study, folder: Path) -> None:
         if figure is not None:
             path = folder / (re.sub(r"[^\w.+-]", "_", name) + ".png")
             write_atomically(path, partial(figure.savefig, format="png", dpi=100))
+
+
+def write_sheets(study: Study, folder: Path, out: Path) -> None:
+    """Write ``out/TASK-pictures.png`` for each task: measurement, truth and results of its first image, the best first; ``folder`` has them."""
+    out.mkdir(parents=True, exist_ok=True)
+    for task in study.tasks:
+        records = [(label, r) for label, r in zip(study.labels, study.records) if r["spec"]["task"] == task and "x" in r["pictures"]]
+        first = next((image for image in study.images if any(r["spec"]["image"] == image for _, r in records)), None)
+        shown = {label: r for label, r in records if r["spec"]["image"] == first}
+        order = sorted(shown, key=lambda label: -(shown[label]["metrics"].get("psnr") or 0.0))
+        tiles = [(f"{label} {psnr:.1f}" if (psnr := shown[label]["metrics"].get("psnr")) else label, shown[label]["pictures"]["x"]) for label in order]
+        if not tiles:
+            continue
+        ends = [(name, path) for name, path in (("measurement", shown[order[0]]["pictures"].get("y")), ("truth", shown[order[0]]["pictures"].get("truth"))) if path]
+        figure = _sheet([(name, folder / path) for name, path in (*ends, *tiles) if (folder / path).is_file()])
+        if figure is not None:
+            path = out / (re.sub(r"[^\w.+-]", "_", task) + "-pictures.png")
+            write_atomically(path, partial(figure.savefig, format="png", dpi=100))
+
+
+def _sheet(tiles: list[tuple[str, Path]], columns: int = 8) -> Any:
+    """Pictures in rows, each with its name over it."""
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    if not tiles:
+        return None
+    rows = -(-len(tiles) // columns)
+    figure = Figure(figsize=(1.5 * columns, 1.72 * rows), layout="constrained")
+    for axis in figure.subplots(rows, columns, squeeze=False).flat:
+        axis.axis("off")
+    for axis, (name, path) in zip(figure.axes, tiles):
+        with Image.open(path) as picture:
+            axis.imshow(np.asarray(picture), cmap="gray", interpolation="nearest")
+        axis.set_title(shorten(name, 24), fontsize=7, parse_math=False)
+    return figure
 
 
 def _figure(study: Study, task: int, quality: str, cost: str) -> Any:

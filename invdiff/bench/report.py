@@ -2,7 +2,7 @@
 
 Written into the folder of the records: ``report.html`` (results with intervals, quality against cost, pictures, failures,
 protocol, and the command for each row), ``report.md`` (:mod:`invdiff.bench.markdown`), ``results.csv`` and ``results.parquet`` (one line a run), ``summary.csv`` (means and
-intervals) and ``plots/TASK.png``. The page is ``page/report.html`` with its style, script and data filled in; it asks no
+intervals), ``plots/TASK.png`` and ``plots/TASK-pictures.png``. The page is ``page/report.html`` with its style, script and data filled in; it asks no
 network for anything, and all that comes from records is escaped: the data as JSON without ``<``, which the script
 shows as text only.
 """
@@ -55,6 +55,7 @@ def write(folder: str | Path, *, budget: int = BUDGET, say: Callable[[str], obje
     write_text(folder / "summary.csv", _csv(_summary(study)))
     _parquet(folder / "results.parquet", table, say)
     plots.write(study, folder / "plots")
+    plots.write_sheets(study, folder, folder / "plots")
     for note in (*problems, *notes):
         say(f"note: {note}")
     write_text(folder / "report.md", markdown.page(study, suite, [*problems, *notes], _again(folder / "suite.yaml")))
