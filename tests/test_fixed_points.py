@@ -1,8 +1,8 @@
 """Strategies against their own fixed points: the image that the update of each leaves in place.
 
 With ``sigma_max = sigma_min = s`` every step of a strategy is the same one, at level ``s``, and what it returns after many is what
-that step leaves in place. For a Gaussian prior ``N(mu, C)`` this solves a linear system, written here from the formulas of the papers as
-matrices in float64, without the denoiser, operators and solvers of the package; ``u = x - mu``, ``W = C (C + s^2)^{-1}``.
+that step leaves in place. For a Gaussian prior ``N(mu, C)`` this solves a linear system, written out here with matrices in float64; of the
+package it uses only the forward operator, to get its matrix. ``u = x - mu``; ``W = C (C + s^2)^{-1}`` is the denoiser.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from math import sqrt
+from typing import Any
 
 import pytest
 import torch
@@ -27,10 +28,13 @@ EYE = torch.eye(N, dtype=torch.float64)
 TOLERANCE = 1e-7  # in units of the image; found: 3e-11 and less
 
 
-def prior() -> priors.Gaussian:
+def covariance() -> Tensor:
     grid = torch.cartesian_prod(torch.arange(SIDE), torch.arange(SIDE)).double()
-    covariance = SPREAD**2 * torch.exp(-torch.cdist(grid, grid))
-    return priors.Gaussian(torch.full((1, SIDE, SIDE), 0.4, dtype=torch.float64), covariance)
+    return SPREAD**2 * torch.exp(-torch.cdist(grid, grid))
+
+
+def prior() -> priors.Gaussian:
+    return priors.Gaussian(torch.full((1, SIDE, SIDE), 0.4, dtype=torch.float64), covariance())
 
 
 def operator(kind: str, noise: float) -> Linear:
@@ -51,17 +55,14 @@ class Matrices:
         A = self.operator.A(EYE.view(N, 1, SIDE, SIDE)).flatten(1).T
         measured = A.abs().amax(1) > 0  # the pixels that a mask takes away are no measurements
         self.A, self.r = A[measured], (self.y - self.operator.A(mean[None])).flatten()[measured]
-        C = prior().covariance.matrix()
-        self.Q = torch.linalg.inv(C + s**2 * EYE)
-        self.W = C @ self.Q
+        self.Q = torch.linalg.inv(covariance() + s**2 * EYE)
+        self.W = covariance() @ self.Q
         self.inverse = torch.linalg.pinv(self.A, rtol=1e-4)
         self.P = self.inverse @ self.A
         self.H, self.g = self.A.T @ self.A / noise**2, self.A.T @ self.r / noise**2
 
 
-Image = Callable[
-    [Matrices, Strategy, Tensor], Tensor
-]  # what the strategy has to return, less mu, given what it did return
+Image = Callable[[Matrices, Any, Tensor], Tensor]  # what a strategy must return, less mu, given what it did return
 
 
 def solved(matrix: Tensor, right: Tensor) -> Tensor:

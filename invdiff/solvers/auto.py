@@ -10,7 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple, get_args
 
-from deepinv.physics import DecomposablePhysics, Denoising, Downsampling, LinearPhysics, Physics
+import torch
+from deepinv.physics import Blur, BlurFFT, DecomposablePhysics, Denoising, Downsampling, LinearPhysics, Physics
 from torch import Tensor
 
 from invdiff import operators
@@ -27,6 +28,8 @@ Budget = Literal["fast", "balanced", "exact"]
 SAMPLES: dict[Budget, int] = {"fast": 2, "balanced": DEFAULT_SAMPLES, "exact": 8}
 
 
+# For a good mean of few samples: all noise is renewed at every level
+_GRADIENT = DPS(steps=30, sampler=Renoise(eta=1.0), weight=1.4, residual=1.0)
 _QUICK = DiffPIR(steps=20, sampler=Renoise(eta=1.0), weight=0.25)
 
 
@@ -62,6 +65,11 @@ class Rule(NamedTuple):
     reason: str
 
 
+def _level(noise: operators.Noise) -> float:
+    """The largest noise level of a batch, in the unit of the measurement."""
+    return float(torch.as_tensor(noise.sigma).max())
+
+
 def _selects(A: Physics) -> bool:
     """Whether singular values are all zero or one, with zeros among them."""
     a = A.mask if isinstance(A, DecomposablePhysics) else None
@@ -72,8 +80,7 @@ RULES = (
     Rule(
         "a prior of latents",
         lambda A, noise, asked: isinstance(A, operators.Decoded),
-        DPS(steps=30, sampler=Renoise(eta=1.0), weight=1.4, residual=1.0),
-        DPS(steps=50, sampler=Renoise(eta=1.0), weight=3.0, residual=1.0), DAPS(),
+        _GRADIENT, replace(_GRADIENT, steps=50, weight=3.0), DAPS(),
         "gradients go through the decoder; renewing all noise brings the mean nearer to the truth",
     ),
     Rule(
@@ -91,14 +98,26 @@ RULES = (
     Rule(
         "an operator that keeps some numbers and drops the others",
         lambda A, noise, asked: _selects(A),
-        _QUICK, DPS(steps=30, sampler=Renoise(eta=1.0), weight=1.4, residual=1.0), MMPS(),
+        replace(_QUICK, weight=0.05), _GRADIENT, MMPS(),
         "gradients carry what is known to what is not; proximal steps cost a fifth",
     ),
     Rule(
-        "downsampling",
+        "downsampling, noise of 0.12 and more",
+        lambda A, noise, asked: isinstance(A, (Downsampling, operators.Downsampling)) and _level(noise) >= 0.12,
+        replace(_QUICK, weight=0.05), _GRADIENT, MMPS(),
+        "little is known, and gradients make more of it than proximal steps that trust the measurement",
+    ),
+    Rule(
+        "downsampling, less noise",
         lambda A, noise, asked: isinstance(A, (Downsampling, operators.Downsampling)),
         replace(_QUICK, weight=0.05), replace(_QUICK, weight=0.05), MMPS(),
         "what is coarse is kept almost unchanged: proximal steps that trust the measurement",
+    ),
+    Rule(
+        "a blur, noise of 0.03 and more",
+        lambda A, noise, asked: isinstance(A, (Blur, BlurFFT, operators.Blur)) and _level(noise) >= 0.03,
+        replace(_QUICK, weight=0.1), replace(_QUICK, weight=0.1), MMPS(),
+        "proximal steps need no gradient through the prior; the more noise, the more they may trust the measurement",
     ),
     Rule(
         "another linear operator, Gaussian noise",
@@ -126,8 +145,9 @@ def choose(
 
     ``budget``: "fast" for a look, 2 samples; "balanced" for the image nearest to the truth, 4 samples, too sure of themselves;
     "exact" for samples that can be held to their word, 8 of them, by far the slowest. (Or as many as ``samples`` says.)
-    Strategies, steps and weights of the first two were picked on held-out photographs of BSDS500 reduced to 160x160, those for latents on
-    held-out digits and phantoms; ``docs/images.md`` has what they do to photographs that played no part in it, ``docs/exactness.md`` how near they come to exact posteriors.
+    Strategies, steps and weights of the first two were picked on held-out photographs of BSDS500, by noise level with the suite ``noise``, those for latents on
+    held-out digits and phantoms; ``docs/images.md`` and ``docs/noise.md`` have what they do to photographs that played no part in it, ``docs/exactness.md`` how near they
+    come to exact posteriors.
     """
     if budget not in get_args(Budget):
         raise ValueError(f"budget is one of {', '.join(get_args(Budget))}, got {budget!r}")
