@@ -61,7 +61,8 @@ def solve(
         ``priors.LatentPrior`` latents are drawn, and the result holds the images they decode to.
     ``solver``
         A name from ``invdiff.solvers.names()``, a preset such as ``"diffpir@superres"`` from ``invdiff.solvers.presets()``, a strategy
-        object such as ``DPS(weight=0.5)``, or ``"auto"``: chosen by what ``A`` offers.
+        object such as ``DPS(weight=0.5)``, or ``"auto"``: chosen by what ``A`` offers and by the noise, and said on stderr, each
+        choice once.
 
     Other arguments:
 
@@ -93,8 +94,7 @@ def solve(
         give the strategy a ``sigma_max`` that leaves of them what is known. Of posterior samples, such as those of a measurement
         that differs little, nothing is lost, and the levels above are saved. Not for particles, DDRM and DDNM+.
     ``progress``
-        True shows a bar; a callable gets ``(steps done, steps in all)``. Without one ``solver="auto"`` says on stderr what it takes and why, each
-        choice once.
+        True shows a bar; a callable gets ``(steps done, steps in all)``.
 
     Returns a :class:`~invdiff.result.Result`. Raises ``ValueError`` or ``TypeError`` for input that cannot work, before
     any network evaluation; ``FloatingPointError`` if the run diverges. Never returns anything but finite images.
@@ -122,8 +122,7 @@ def solve(
         _check_decoder(decode, shape, image, y)
     if solver == "auto":
         strategy, count, reason = choose(seen, law, samples, budget)
-        if not callable(progress):
-            say_once(f"auto takes {strategy}: {reason}")
+        say_once(f"auto takes {strategy}: {reason}")
     elif budget != "balanced":
         raise ValueError(f"budget={budget!r} is for solver='auto', got {solver!r}, which has settings of its own (steps=, samples=)")
     else:

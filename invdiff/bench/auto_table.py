@@ -26,11 +26,13 @@ def rows(run: Run) -> list[dict[str, str]]:
         A, noise = operator(task.operator, task.noise, (3, 96, 96))
         for budget, method in BUDGETS.items():
             psnr, coverage = (run.values(method, name, score) for score in ("psnr", "coverage_90"))
+            if not psnr:
+                raise ValueError(f"{name} has no result of {method}; invdiff bench run noise --out DIR makes it")
             passes = [a + b for a, b in zip(run.values(method, name, "nfe"), run.values(method, name, "backward"))]
             found.append(
                 {
                     "kind": rule_of(A, noise, True).kind,
-                    "noise": str(task.noise),
+                    "task": task.title,
                     "budget": budget,
                     "psnr": f"{fmean(psnr):.1f}",
                     "coverage_90": f"{fmean(coverage):.2f}" if coverage else "",

@@ -4,7 +4,7 @@ No form of them is known, but where little is measured many draws of the prior t
 for the law from which the prior's own sampler draws, up to the number of draws: 9216, of 64 steps each, are worth 665 and 3372 equally likely
 images of the two posteriors. The mean of either half of them is 0.03 and 0.01 posterior standard deviations (root mean square over pixels) from
 that of all, and that of 2304 others, of 32 steps, 0.06 and 0.04. The mean of the prior itself is 0.28 and 0.09 from it: little is measured,
-since else no draw would fit.
+since else no draw would fit. Halves of the 512 images that stand for a posterior are off by 0.04.
 """
 
 from __future__ import annotations

@@ -20,6 +20,8 @@ from invdiff.bench.records import Record, load
 from invdiff.bench.suite import Suite
 from invdiff.files import write_atomically, write_text
 
+FOREIGN = ("deepinv", "azula")
+FEWEST = 64  # samples whose distance can be compared with that of hundreds, roughly
 Cells = Callable[[str, str], str]  # of a method and a task
 
 
@@ -157,8 +159,9 @@ def plot(run: Run, path: Path) -> None:
         axis.loglog()
         for label, names in run.growing.items():
             errors = {n: run.values(name, task, "weights_error") for n, name in sorted(names.items())}
-            ends = {n: fmean(v) for n, v in errors.items() if v}
-            axis.plot(list(ends), list(ends.values()), "o-", label=label, markersize=4)
+            ends = {n: v for n, v in errors.items() if v}
+            bars = [stdev(v) / len(v) ** 0.5 if len(v) > 1 else 0.0 for v in ends.values()]
+            axis.errorbar(list(ends), [fmean(v) for v in ends.values()], yerr=bars, fmt="o-", label=label, markersize=4, capsize=2)
         if exact := run.values("exact", task, "weights_error"):
             size = fmean(exact) * run.by_place["exact", task][0]["spec"]["samples"] ** 0.5
             axis.plot(counts, [size / n**0.5 for n in counts], "k--", label="exact samples, 1 / sqrt(N)")
@@ -176,10 +179,12 @@ def plot_cost(run: Run, path: Path) -> None:
     from matplotlib.figure import Figure
 
     gaussian = set(run.tasks("spread_measured"))
+    foreigners = [name for name in run.methods if name.startswith(FOREIGN)]
+    shared = [t for t in run.tasks("sliced_w2_ratio") if all(run.values(name, t, "sliced_w2_ratio") for name in foreigners)]
     figure = Figure(figsize=(12, 5.4), layout="constrained")
     for axis, kind, title in zip(figure.subplots(1, 2), (True, False), ("Gaussian priors", "modes, nonlinear")):
         axis.loglog()
-        tasks = [t for t in run.tasks("sliced_w2_ratio") if (t in gaussian) == kind]
+        tasks = [t for t in shared if (t in gaussian) == kind]
         for name in run.methods:
             distances = [fmean(v) for t in tasks if (v := run.values(name, t, "sliced_w2_ratio"))]
             passes = [
@@ -187,10 +192,10 @@ def plot_cost(run: Run, path: Path) -> None:
                 for t in tasks
                 if run.values(name, t, "nfe")
             ]
-            if not distances or not passes or fmean(passes) == 0:
+            if not distances or not passes or fmean(passes) == 0 or (run.suite.methods[name].samples or FEWEST) < FEWEST:
                 continue
             x, y = fmean(passes), geometric_mean(distances)
-            foreign = name.startswith(("deepinv", "azula"))
+            foreign = name.startswith(FOREIGN)
             axis.plot(x, y, "s" if foreign else "o", color="tab:gray" if foreign else "tab:blue", markersize=4)
             axis.annotate(name, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=7)
         axis.axhline(1, color="black", linestyle="--", linewidth=1)
@@ -225,7 +230,7 @@ Measurements have random numbers of their own, as draws do (but of *digits*), so
 pixels correlate as exp(-distance / 3); noise 0.0015, 0.015 and 0.15 are about 0.01, 0.1 and 1 of the prior's spread. *many*: the problem of MCGDiff's paper, 25 modes
 8 apart and 1 wide, at a fiftieth of its scale, so that the noise is as large as a mode is wide. *ring*: held to a fine grid. *digits* is the
 exception: its prior is the network `mnist`, and its posterior is known as well as 9216 draws of it tell, weighted by p(y | x): to a bias of about
-0.03 (`invdiff/bench/truth_digits.py`). So little is measured there that the prior itself has a bias of 0.3: look at the spread. Runs of it share
+0.05 (`invdiff/bench/truth_digits.py`). So little is measured there that the prior itself has a bias of 0.3: look at the spread. Runs of it share
 their random numbers. DiffPIR's default weight, steps and share of noise were picked on *dense-0.1*, *blur-0.1*, *half-0.1*, *half-16*, *four* and *many-8-1*.
 """
 
@@ -259,7 +264,7 @@ one another.
     ("ess", "ancestors"): """## Effective sample size
 
 Of particle methods: how many equally weighted particles those at the last level are worth, and from how many of the first level they
-descend. Few of the latter mean that the ensemble has lost most of its particles on the way.
+descend. Few of the latter mean that the ensemble has lost most of its particles on the way; a high effective number alone proves nothing.
 """,
     ("coverage_50", "coverage_90"): """## Coverage
 
@@ -272,8 +277,8 @@ COST = """## Cost
 
 ![Distance from the posterior against passes]({picture})
 
-Geometric mean of the distances over the problems that a method was run in, so that libraries (gray), which were run in some, are to be compared with
-care; particle methods have fewer samples, and so a smaller distance to reach.
+Geometric mean of the distances over the problems in which all were run, other libraries (gray), too. Particle methods have fewer samples, 64, and
+so less distance to reach; methods of still fewer are left out.
 
 Evaluations of the denoiser and backward passes a sample, seconds for all samples of a measurement, from the fastest problem to the slowest, on one CPU thread, where the
 exact denoiser takes next to no time. Of a network, count the first two.

@@ -66,7 +66,7 @@ class Rule(NamedTuple):
 
 
 def _level(noise: operators.Noise) -> float:
-    """The largest noise level of a batch, in the unit of the measurement."""
+    """The largest noise level of a batch, in the unit of the measurement: one strategy is chosen for all of it."""
     return float(torch.as_tensor(noise.sigma).max())
 
 
@@ -155,7 +155,7 @@ def choose(
     strategy: Strategy = getattr(rule, budget)
     default = 1 if isinstance(strategy, Tweedie) else SAMPLES[budget]
     count = default if samples is None else samples
-    return strategy, count, f"{rule.kind}: {_EXACT if isinstance(strategy, (MMPS, DAPS)) else rule.reason}"
+    return strategy, count, f"{rule.kind}: {_EXACT if isinstance(strategy, MMPS) else rule.reason}"
 
 
 @cache
@@ -174,7 +174,7 @@ def table() -> str:
         for budget in get_args(Budget):
             lines.append(f"  {budget:8} {getattr(rule, budget)}")
             known = [row for row in measured if (row["kind"], row["budget"]) == (rule.kind, budget)]
-            lines += [f"           noise {row['noise']}: {_measured(row)}" for row in known]
+            lines += [f"           {row['task']}: {_measured(row)}" for row in known]
         paragraphs.append("\n".join(lines) + "\n")
     return "\n".join(paragraphs) + f"\nMeasured on {PICTURES} (docs/noise.md): mean of the samples, passes of each forward and backward.\n"
 

@@ -70,6 +70,10 @@ class FK(Particles):
         p.report["log_weights"] = groups.log_softmax(1).flatten() - math.log(len(groups))
         return x
 
+    def start(self, p: Problem, s: float) -> Tensor:
+        _ = p.gain  # found once, before the rows are taken in slices
+        return super().start(p, s)
+
     def look(self, p: Problem, x: Tensor, s: float) -> Rows:
         x0 = p.denoise(x, s)
         v = p.prior.std**2

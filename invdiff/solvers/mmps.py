@@ -69,7 +69,7 @@ class MMPS(Guided):
 
     def estimate(self, p: Problem, x: Tensor, s: float) -> Estimate:
         x0, vjp = p.linearize(x, s, products=None)
-        u, shift = moment_solve(
+        u, shift, _ = moment_solve(
             p, vjp, s, p.y - p.A.A(x0), self.products, self.tolerance, start=p.cache.get("mmps"), krylov=self.krylov
         )
         p.cache["mmps"] = u
@@ -86,8 +86,8 @@ def moment_solve(
     *,
     start: Tensor | None = None,
     krylov: Literal["gmres", "cg"] = "gmres",
-) -> tuple[Tensor, Tensor]:
-    """``u`` of ``(A S A^T + sigma_y^2) u = r``, and ``S A^T u``, as :class:`MMPS` says; ``vjp`` is ``v -> J^T v``."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``u`` of ``(A S A^T + sigma_y^2) u = r``, ``S A^T u`` and what is left of ``r``, as :class:`MMPS` says; ``vjp`` is ``v -> J^T v``."""
     variance = p.sigma_y.flatten() ** 2
     gamma = (s**-2 + p.prior.std**-2) ** -1 / p.sigma_y**2
     blank = r.new_zeros(len(r), *p.randn.shape)
@@ -126,7 +126,7 @@ def moment_solve(
         step = torch.where(live, inner(test, r) / size, 0.0)
         u, shift, r = u + times(step, d), shift + times(step, move), r - times(step, image)
         basis.append((test, size, d, move, image))
-    return u, shift
+    return u, shift, r
 
 
 def inner(a: Tensor, b: Tensor) -> Tensor:

@@ -185,11 +185,12 @@ def widened(p: Problem, tempering: float | None) -> float:
 def misfit(p: Problem, y: Tensor, x: Tensor, state: float, noise: Tensor) -> Tensor:
     """``r^T (noise^2 + state A A^T)^{-1} r``, ``r = y - A x``, shape (rows,); ``A`` is linear, ``noise`` (1, 1, 1, 1).
 
-    With ``z = prox(x) = x + state A^T (noise^2 + state A A^T)^{-1} r`` it is ``r (y - A z) / noise^2``.
+    It is the least value of ``|y - A z|^2 / noise^2 + |z - x|^2 / state``, at the proximal point ``z``: near a least value rounding
+    counts little, however small the noise.
     """
-    r, level = y - p.A.A(x), noise.view(-1, *[1] * (y.ndim - 1))
-    left = y - p.A.A(p.A.prox_l2(x, y, _share(noise, state, len(x)))) if state else r
-    return (r * left / level**2).flatten(1).sum(1)
+    z = p.A.prox_l2(x, y, _share(noise, state, len(x))) if state else x
+    far = ((y - p.A.A(z)) / noise.view(-1, *[1] * (y.ndim - 1))).square().flatten(1).sum(1)
+    return far + (z - x).square().flatten(1).sum(1) / state if state else far
 
 
 def condition(p: Problem, y: Tensor, mean: Tensor, tau: float, state: float, noise: Tensor) -> tuple[Tensor, Tensor]:

@@ -79,8 +79,8 @@ class TDS(Particles):
     def _many(self, p: Problem, x0: Tensor, vjp: Callable[[Tensor], Tensor], s: float) -> tuple[Tensor, Tensor]:
         """The same but for the determinant, with no matrix."""
         r = p.y - p.A.A(x0)
-        u, pull = moment_solve(p, vjp, s, r, PRODUCTS, self.tolerance)
-        return -inner(r, u) / 2, pull
+        u, pull, left = moment_solve(p, vjp, s, r, PRODUCTS, self.tolerance)
+        return -(inner(r, u) + inner(u, left)).clamp(min=0) / 2, pull  # of r^T S^-1 r, to second order in what is left
 
     def move(
         self, p: Problem, x: Tensor, known: Rows, mean: Tensor, tau: float, s: float, t: float
