@@ -77,7 +77,7 @@ def solve(
         Overrides the number of levels of the strategy.
     ``seed``
         A whole number from 0 to 2^32 - 1. The same seed gives the same samples on the same kind of device, whatever the batch, chunking
-        and, but for particles, number of samples.
+        and, but for particles, number of samples (``"auto"`` takes one strategy for a batch, by its noisiest image).
     ``batch_size``
         Samples computed together; ``None`` bounds their pixels so that the prior that ships takes at most 2 GiB, 4 GiB with a
         strategy that differentiates it (one sample of more than 640 pixels a side takes more). Halved and tried again when
@@ -122,7 +122,6 @@ def solve(
         _check_decoder(decode, shape, image, y)
     if solver == "auto":
         strategy, count, reason = choose(seen, law, samples, budget)
-        say_once(f"auto takes {strategy}: {reason}")
     elif budget != "balanced":
         raise ValueError(f"budget={budget!r} is for solver='auto', got {solver!r}, which has settings of its own (steps=, samples=)")
     else:
@@ -158,6 +157,8 @@ def solve(
 
     try:
         strategy.check(problem(rows[:1], lambda: None))
+        if solver == "auto":
+            say_once(f"auto takes {strategy}: {reason}")
     except ValueError as error:
         if latent is None:
             raise

@@ -151,6 +151,31 @@ def test_tds_takes_many_measured_numbers_too() -> None:
     assert bias < 0.15 and abs(spread - 1) < 0.1, (bias, spread)
 
 
+@pytest.mark.parametrize("proposal", ["dps", DPS, TDS(), solvers.DAPS(), 3], ids=repr)
+def test_proposals_of_the_wrong_kind_are_refused_at_once(proposal: object) -> None:
+    for kind in (TDS, FK, MCGDiff, FPS, AFDPS):
+        with pytest.raises(TypeError, match="proposal is a strategy that guides"):
+            kind(proposal=proposal)  # type: ignore[arg-type]
+
+
+def test_levels_of_particles_must_fall() -> None:
+    y, A, prior = correlated()
+    with pytest.raises(ValueError, match="first level must be above the last"):
+        solve(y, A, prior, MCGDiff(sigma_max=0.5, sigma_min=0.5, steps=5), samples=4)
+
+
+@pytest.mark.parametrize("noise", [2e-4, 1e-3, 0.3])
+def test_a_misfit_is_right_however_small_the_noise(noise: float) -> None:
+    """In float32: the difference of two nearly equal numbers over the noise would be all rounding."""
+    g = torch.Generator().manual_seed(0)
+    A = operators.Inpainting(torch.ones(8, 8), noise=0.01)
+    x, y = (0.5 + 0.2 * torch.randn(1, 1, 8, 8, generator=g) for _ in range(2))
+    randn = EnsembleNoise(0, 0, 1, (1, 8, 8), y.device, y.dtype)
+    p = Problem(y, A, priors.Gaussian(torch.full((1, 8, 8), 0.5), 0.04), operators.as_noise(0.01), randn)
+    found = misfit(p, y, x, 0.04, torch.full((1, 1, 1, 1), noise))
+    assert float(found) == pytest.approx(float((y - x).double().square().sum()) / (noise**2 + 0.04), rel=1e-4)
+
+
 @pytest.mark.parametrize("name", ["fps", "mcgdiff"])
 @pytest.mark.parametrize("ratio", [1.02, 1.5, 4.0])
 def test_a_measurement_as_noisy_as_the_last_level_counts_once(name: str, ratio: float) -> None:

@@ -6,6 +6,9 @@ import io
 from base64 import b64encode
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 SIDE = 160  # of reduced pictures, at most
 QUALITY = 80
@@ -58,14 +61,30 @@ def _uri(data: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{b64encode(data).decode()}"
 
 
-def _reduced(path: Path) -> bytes:
+def read(folder: Path, name: str) -> np.ndarray | None:
+    """A picture (a path from ``folder``) as 8-bit gray or colour; None if it lies outside the folder, or is none."""
+    path = (folder / name).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        return None
+    try:
+        return np.asarray(_open(path))
+    except (OSError, ValueError, SyntaxError):  # what Pillow says of files that are no pictures
+        return None
+
+
+def _open(path: Path) -> Any:
+    """A picture as Pillow has it, in 8 bits, gray or RGB."""
     from PIL import Image
 
     with Image.open(path) as picture:
         if picture.mode.startswith("I"):  # 16 bits
             picture = picture.point(lambda v: v / 257).convert("L")  # type: ignore[assignment]
-        small = picture.convert("L" if picture.mode in ("L", "1") else "RGB")
-        small.thumbnail((SIDE, SIDE))
-        out = io.BytesIO()
-        small.save(out, "JPEG", quality=QUALITY)
-        return out.getvalue()
+        return picture.convert("L" if picture.mode in ("L", "LA", "1") else "RGB")
+
+
+def _reduced(path: Path) -> bytes:
+    small = _open(path)
+    small.thumbnail((SIDE, SIDE))
+    out = io.BytesIO()
+    small.save(out, "JPEG", quality=QUALITY)
+    return out.getvalue()

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from invdiff.bench import pictures
 from invdiff.bench.stats import Study
 from invdiff.files import write_atomically
 
@@ -47,16 +48,16 @@ def write_sheets(study: Study, folder: Path, out: Path) -> None:
         if not tiles:
             continue
         ends = [(name, path) for name, path in (("measurement", shown[order[0]]["pictures"].get("y")), ("truth", shown[order[0]]["pictures"].get("truth"))) if path]
-        figure = _sheet([(name, folder / path) for name, path in (*ends, *tiles) if (folder / path).is_file()])
+        readable = [(name, image) for name, path in (*ends, *tiles) if (image := pictures.read(folder, path)) is not None]
+        figure = _sheet(readable)
         if figure is not None:
             path = out / (re.sub(r"[^\w.+-]", "_", task) + "-pictures.png")
             write_atomically(path, partial(figure.savefig, format="png", dpi=100))
 
 
-def _sheet(tiles: list[tuple[str, Path]], columns: int = 8) -> Any:
+def _sheet(tiles: list[tuple[str, np.ndarray]], columns: int = 8) -> Any:
     """Pictures in rows, each with its name over it."""
     from matplotlib.figure import Figure
-    from PIL import Image
 
     if not tiles:
         return None
@@ -64,9 +65,8 @@ def _sheet(tiles: list[tuple[str, Path]], columns: int = 8) -> Any:
     figure = Figure(figsize=(1.5 * columns, 1.72 * rows), layout="constrained")
     for axis in figure.subplots(rows, columns, squeeze=False).flat:
         axis.axis("off")
-    for axis, (name, path) in zip(figure.axes, tiles):
-        with Image.open(path) as picture:
-            axis.imshow(np.asarray(picture), cmap="gray", interpolation="nearest")
+    for axis, (name, image) in zip(figure.axes, tiles):
+        axis.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         axis.set_title(shorten(name, 24), fontsize=7, parse_math=False)
     return figure
 

@@ -109,11 +109,45 @@ def cost(run: Run) -> str:
         if name == "samples":
             return ", ".join(sorted({str(r["spec"]["samples"]) for r in ok}))
         values = [fmean(found) for task in run.suite.tasks if (found := run.values(method, task, keys[name]))]
+        if not values:
+            return "-"
         low, high = (f"{v:.2f}" if name == "seconds" else f"{v:.0f}" for v in (min(values), max(values)))
         return low if low == high else f"{low} to {high}"
 
     keys = {"samples": "", "evaluations": "nfe", "backward passes": "backward", "seconds": "seconds"}
     return table([m for m in run.methods if any(run.values(m, t, "seconds") for t in run.suite.tasks)], list(keys), cell)
+
+
+def in_short(run: Run) -> str:
+    """Worst scores of what should be exact for Gaussian priors; on how many problems ours are nearer to the posterior than other libraries'."""
+    gaussian = run.tasks("spread_measured")
+    worst = {}
+    for name in ("mmps", "daps", "pnpdm"):
+        spreads = [fmean(v) for t in gaussian for part in ("measured", "unmeasured") if (v := run.values(name, t, f"spread_{part}")) and t != "digits"]
+        biases = [fmean(v) for t in gaussian if (v := run.values(name, t, "bias")) and t != "digits"]
+        passes = [fmean(run.values(name, t, "nfe")) + fmean(run.values(name, t, "backward")) for t in gaussian if run.values(name, t, "nfe")]
+        if biases and spreads:
+            worst[name] = [f"{max(biases):.3f}", f"{min(spreads):.3f} to {max(spreads):.3f}", f"{max(passes):.0f}"]
+    columns = ["largest bias", "spreads", "most passes"]
+    parts = [table(list(worst), columns, lambda name, column: worst[name][columns.index(column)])] if worst else []
+
+    def nearer(ours: str, theirs: list[str], score: str) -> str:
+        pairs = [(run.values(ours, t, score), [v for name in theirs if (v := run.values(name, t, score))]) for t in run.suite.tasks]
+        both = [fmean(ours) < min(map(fmean, others)) for ours, others in pairs if ours and others]
+        return f"{sum(both)} of {len(both)}"
+
+    rows = {}
+    for ours, peer in (("dps", "deepinv-dps"), ("dps-few", "azula-dps"), ("diffpir", "deepinv-diffpir"), ("diffpir", "azula-diffpir")):
+        weights = [name for name in run.methods if re.fullmatch(peer + r"(-[\d.]+)?", name)]
+        if ours in run.methods and weights:
+            rows[f"{ours} against {peer}"] = {"bias": nearer(ours, [peer], "bias"), "distance": nearer(ours, [peer], "sliced_w2_ratio")}
+            rows[f"{ours} against {peer}, the best of {len(weights)} weights for each problem"] = {
+                "bias": nearer(ours, weights, "bias"), "distance": nearer(ours, weights, "sliced_w2_ratio")
+            }  # fmt: skip
+    if rows:
+        parts.append("Problems in which ours, at its default settings, is nearer to the posterior (`dps-few`: as many samples as azula's DPS):")
+        parts.append(table(list(rows), ["bias", "distance"], lambda row, column: rows[row][column]))
+    return "\n\n".join(parts)
 
 
 def unsolved(run: Run) -> Iterator[str]:
@@ -301,6 +335,8 @@ and backward:
 def page(run: Run, picture: str) -> str:
     problems = "\n".join(f"- **{name}**: {task.title}; {len(task.images)} measurements" for name, task in run.suite.tasks.items())
     parts = [PREFACE.format(problems=problems)]
+    if short := in_short(run):
+        parts.append(f"## In short\n\nStrategies that should be exact, on the Gaussian problems:\n\n{short}\n")
     for names, text in PARTS.items():
         parts += [text, *(f"{part}\n" for part in scores(run, *names))]
     if growth(run)[1]:

@@ -75,8 +75,15 @@ class Particles(Strategy):
         super().__post_init__()
         if self.threshold > 1:
             raise ValueError(f"{type(self).__name__}: threshold lies in [0, 1], got {self.threshold}")
+        if not isinstance(self.proposal, Guided | None):
+            raise TypeError(
+                f"{type(self).__name__}: proposal is a strategy that guides, DPS(), MCG(), PiGDM(), TMPD(), MMPS(), DDNM() or DiffPIR(), got {self.proposal!r}"
+            )
 
     def check(self, p: Problem) -> None:
+        high, low = self.levels(p)
+        if self.steps > 1 and not high > low:
+            raise ValueError(f"{type(self).__name__}: the first level must be above the last, got sigma_max {high:.3g} and sigma_min {low:.3g}")
         if self.proposal is not None:
             self.proposal.check(p)
 
