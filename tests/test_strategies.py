@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from invdiff import demo, operators, priors, solve, solvers
 from invdiff.baseline import best_tv, psnr
+from invdiff.bench.suite import read
 from invdiff.operators import Linear
 from invdiff.priors import covariance
 from invdiff.problem import Problem, RowNoise
@@ -225,6 +227,26 @@ def test_auto_says_once_what_it_takes(capsys: pytest.CaptureFixture[str]) -> Non
         result = solve(measured(prior, A), A, prior, steps=2, samples=1)
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1 and result.reason in said[0] and "DPS" in said[0]
+
+
+def test_the_table_of_auto_holds_every_task_and_budget_of_the_suite_that_measured_it() -> None:
+    with solvers.auto.MEASURED.open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["kind"] for row in rows} <= {rule.kind for rule in solvers.auto.RULES}
+    tasks = {task.title for task in read("noise").tasks.values()}
+    assert {(row["task"], row["budget"]) for row in rows} == {(t, b) for t in tasks for b in ("fast", "balanced", "exact")}
+    text = solvers.auto.table()
+    assert all(f"{row['task']}: {row['psnr']} dB, {row['passes']} passes" in text for row in rows)
+
+
+def test_auto_goes_by_the_level_of_the_noise() -> None:
+    """The weight of proximal steps, and of DPS in their place, change with it."""
+    kernel = torch.ones(3, 3)
+    taken = {level: solvers.choose(operators.Blur(kernel), operators.as_noise(level), None)[0] for level in (0.01, 0.05)}
+    assert (taken[0.01].weight, taken[0.05].weight) == (0.25, 0.1)  # type: ignore[attr-defined]
+    coarse = operators.Downsampling(2, "bicubic")
+    assert isinstance(solvers.choose(coarse, operators.as_noise(0.05), None)[0], DiffPIR)
+    assert isinstance(solvers.choose(coarse, operators.as_noise(0.2), None)[0], DPS)
 
 
 def test_auto_goes_by_what_the_operator_offers() -> None:
