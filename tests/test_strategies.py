@@ -240,13 +240,10 @@ def test_the_table_of_auto_holds_every_task_and_budget_of_the_suite_that_measure
 
 
 def test_auto_goes_by_the_level_of_the_noise() -> None:
-    """The weight of proximal steps, and of DPS in their place, change with it."""
+    """The weight of a blur's proximal steps changes with it."""
     kernel = torch.ones(3, 3)
     taken = {level: solvers.choose(operators.Blur(kernel), operators.as_noise(level), None)[0] for level in (0.01, 0.05)}
     assert (taken[0.01].weight, taken[0.05].weight) == (0.25, 0.1)  # type: ignore[attr-defined]
-    coarse = operators.Downsampling(2, "bicubic")
-    assert isinstance(solvers.choose(coarse, operators.as_noise(0.05), None)[0], DiffPIR)
-    assert isinstance(solvers.choose(coarse, operators.as_noise(0.2), None)[0], DPS)
 
 
 def test_auto_goes_by_what_the_operator_offers() -> None:

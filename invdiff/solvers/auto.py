@@ -102,13 +102,7 @@ RULES = (
         "gradients carry what is known to what is not; proximal steps cost a fifth",
     ),
     Rule(
-        "downsampling, noise of 0.12 and more",
-        lambda A, noise, asked: isinstance(A, (Downsampling, operators.Downsampling)) and _level(noise) >= 0.12,
-        replace(_QUICK, weight=0.05), _GRADIENT, MMPS(),
-        "little is known, and gradients make more of it than proximal steps that trust the measurement",
-    ),
-    Rule(
-        "downsampling, less noise",
+        "downsampling",
         lambda A, noise, asked: isinstance(A, (Downsampling, operators.Downsampling)),
         replace(_QUICK, weight=0.05), replace(_QUICK, weight=0.05), MMPS(),
         "what is coarse is kept almost unchanged: proximal steps that trust the measurement",
