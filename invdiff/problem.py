@@ -195,6 +195,22 @@ class Problem:
             self.cache["gain"] = per_row(self._probe(self.A).square(), self.sigma_y.ndim) / self.size
         return self.cache["gain"]
 
+    @property
+    def noise_left(self) -> Tensor:
+        """Share of the noise's variance that is left in ``y``, from which ``solve`` takes what lies in directions that ``A`` never measures.
+
+        Shape (rows, 1, 1, 1).
+        """
+        if "noise_left" not in self.cache:
+            share = torch.ones_like(self.size)
+            if self.spectral and bool((self.A.mask == 0).any()):
+                e = torch.randn(self.y.shape[1:], generator=torch.Generator().manual_seed(0), dtype=self.y.dtype).to(self.y.device)
+                e = torch.where(self.measured, e, 0.0)
+                inside = self.A.U(torch.where(self.A.mask != 0, self.A.U_adjoint(e), 0.0))
+                share = per_row(inside.square(), self.sigma_y.ndim) / per_row(e.square(), self.sigma_y.ndim)
+            self.cache["noise_left"] = share
+        return self.cache["noise_left"]
+
     def _probe(self, A: Physics) -> Tensor:
         """``A`` of one fixed image of white noise, the same for every row."""
         shape = A.A_adjoint(self.y).shape[1:] if isinstance(A, LinearPhysics) else self.randn.shape

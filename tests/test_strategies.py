@@ -11,6 +11,7 @@ from torch import Tensor
 
 from invdiff import demo, operators, priors, solve, solvers
 from invdiff.baseline import best_tv, psnr
+from invdiff.bench import truth
 from invdiff.bench.suite import read
 from invdiff.operators import Linear
 from invdiff.priors import covariance
@@ -144,6 +145,15 @@ def test_reddiff_stops_at_the_posterior_mean_of_a_white_prior() -> None:
     y = measured(prior, A)
     x = solve(y, A, prior, REDDiff(steps=1000, sigma_max=1e5 * SPREAD, sigma_min=1e5 * SPREAD), samples=1).x
     assert float((x - prior.posterior(y, A).mean).abs().max()) < 1e-4
+
+
+def test_diffpir_knows_what_noise_is_left_where_an_operator_measures_nothing() -> None:
+    """A box of 8x8 on 16x16 pixels never sees two thirds of the frequencies, in which ``solve`` removes the noise of ``y``."""
+    prior, A = truth.correlated(16), operators.Blur(truth.box(8), noise=0.1)
+    y = A.measure(prior.sample(4, seed=0).view(4, 1, 16, 16).float(), seed=0)
+    posterior = prior.posterior(y, A)
+    x = solve(y, A, prior, "diffpir", samples=16).x
+    assert float(((x - posterior.mean) / posterior.std).square().mean().sqrt()) < 0.2
 
 
 def test_diffpir_estimate_is_the_proximal_point() -> None:

@@ -57,4 +57,4 @@ class DiffPIR(Guided):
         """Variance of the error of ``x0``, from its misfit; at most that of a prior that knows only mean and spread."""
         misfit = per_row((p.y - p.A.A(x0)).square(), x0.ndim) / p.size
         v = p.prior.std**2
-        return ((misfit - p.sigma_y**2) / p.gain).clamp(min=1e-4 * s**2, max=s**2 * v / (s**2 + v))
+        return ((misfit - p.noise_left * p.sigma_y**2) / p.gain).clamp(min=1e-4 * s**2, max=s**2 * v / (s**2 + v))
