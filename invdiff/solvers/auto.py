@@ -99,7 +99,7 @@ RULES = (
         "an operator that keeps some numbers and drops the others",
         lambda A, noise, asked: _selects(A),
         replace(_QUICK, weight=0.05), _GRADIENT, MMPS(),
-        "gradients carry what is known to what is not; proximal steps cost a fifth",
+        "gradients carry what is known to what is not, and cost a few times what proximal steps (fast) do",
     ),
     Rule(
         "downsampling",

@@ -58,8 +58,8 @@ class Particles(Strategy):
     add to the error of every mean.
 
     ``proposal``, any guided strategy, pushes the particles to where it puts the image: by ``(1 - t^2 / s^2) (x0_y - D)``, ``x0_y``
-    its estimate (one more evaluation a level). With many measured numbers ``MMPS()`` brings the particles of FK and FPS nearer to the
-    posterior; those of MCGDiff and AFDPS not, whose weights go by a twist that knows less.
+    its estimate (one more evaluation a level). With many measured numbers ``MMPS()`` brings the particles of FK, and a little those of
+    FPS, nearer to the posterior; those of AFDPS farther, whose weights go by a twist that knows less (``docs/exactness.md``).
     """
 
     particles: ClassVar[int] = 64
