@@ -31,3 +31,16 @@ def test_16_bit_pictures_are_reduced_without_clipping(tmp_path: Path) -> None:
     Image.fromarray(np.full((8, 8), 32768, np.uint16)).save(tmp_path / "a.png")
     with Image.open(io.BytesIO(pictures._reduced(tmp_path / "a.png"))) as picture:
         assert np.asarray(picture).mean() == pytest.approx(127.5, abs=2)
+
+
+def test_sheets_leave_out_what_is_no_picture_of_the_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name, data in (("text.png", b"no picture"), ("empty.png", b"")):
+        (folder / name).write_bytes(data)
+    Image.new("LA", (6, 6), (128, 255)).save(folder / "alpha.png")
+    Image.new("I;16", (6, 6), 30000).save(folder / "deep.png")
+    Image.new("L", (6, 6)).save(tmp_path / "outside.png")
+    read = {name: pictures.read(folder, name) for name in ("text.png", "empty.png", "absent.png", "../outside.png", "alpha.png", "deep.png")}
+    assert [name for name, image in read.items() if image is not None] == ["alpha.png", "deep.png"]
+    assert read["alpha.png"].mean() == 128 and abs(read["deep.png"].mean() - 30000 / 257) < 1  # type: ignore[union-attr]

@@ -17,7 +17,7 @@ import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
-from invdiff.bench import pictures, report
+from invdiff.bench import report
 from invdiff.bench.compare import compare
 from invdiff.bench.records import Record, load
 from invdiff.bench.stats import Study, interval
@@ -144,19 +144,6 @@ def test_plots_are_there(folder: Path) -> None:
     assert sorted(p.name for p in (folder / "plots").iterdir()) == [f"{task}{kind}.png" for task in ("deblur", "inpaint", "superres") for kind in ("-pictures", "")]
     with Image.open(folder / "plots" / "deblur.png") as picture:
         assert np.asarray(picture.convert("L")).std() > 5  # something is drawn
-
-
-def test_sheets_leave_out_what_is_no_picture_of_the_folder(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    folder.mkdir()
-    for name, data in (("text.png", b"no picture"), ("empty.png", b"")):
-        (folder / name).write_bytes(data)
-    Image.new("LA", (6, 6), (128, 255)).save(folder / "alpha.png")
-    Image.new("I;16", (6, 6), 30000).save(folder / "deep.png")
-    Image.new("L", (6, 6)).save(tmp_path / "outside.png")
-    read = {name: pictures.read(folder, name) for name in ("text.png", "empty.png", "absent.png", "../outside.png", "alpha.png", "deep.png")}
-    assert [name for name, image in read.items() if image is not None] == ["alpha.png", "deep.png"]
-    assert read["alpha.png"].mean() == 128 and abs(read["deep.png"].mean() - 30000 / 257) < 1  # type: ignore[union-attr]
 
 
 def test_the_page_holds_all_and_needs_nothing(folder: Path) -> None:
